@@ -1,0 +1,1 @@
+"""Coordinator: membership, jobs, scheduling, the pipeline loop; a thin servicer on top."""

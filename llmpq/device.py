@@ -1,0 +1,57 @@
+"""What a device is and how fast it is, as its stage server reports it."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """Mirror of the message enum `Phase`."""
+
+    PREFILL = "PHASE_PREFILL"
+    DECODE = "PHASE_DECODE"
+
+
+class ModelPart(StrEnum):
+    """Mirror of the message enum `ModelPart`."""
+
+    LAYER = "MODEL_PART_LAYER"
+    EMBEDDING = "MODEL_PART_EMBEDDING"
+    HEAD = "MODEL_PART_HEAD"
+
+
+@dataclass(frozen=True)
+class DeviceDescription:
+    """Mirror of the message `DeviceDescription`; see there for each field."""
+
+    kind: str
+    name: str
+    cpu_class: str
+    num_threads: int
+    memory_total_bytes: int
+    memory_budget_bytes: int
+    schemes: tuple[str, ...]
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class LatencyPoint:
+    """Mirror of the message `LatencyPoint`; see there for each field."""
+
+    part: ModelPart
+    scheme: str
+    phase: Phase
+    num_sequences: int
+    num_tokens: int
+    past_tokens: int
+    duration_ns: int
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """Mirror of the message `DeviceProfile`; see there for each field."""
+
+    device_id: str
+    description: DeviceDescription
+    points: tuple[LatencyPoint, ...] = field(default=())
+    link_latency_ns: int = 0
+    link_bytes_per_s: int = 0

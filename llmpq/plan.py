@@ -1,0 +1,149 @@
+"""The planning problem and its answer, as the planner, the coordinator and the CLI share them."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+
+from llmpq.device import DeviceProfile
+from llmpq.model import ModelShape
+from llmpq.schemes import DEFAULT_GROUP_SIZE
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LengthBucket:
+    """Mirror of the message `LengthBucket`: `count` requests of the same lengths, in tokens."""
+
+    prompt_tokens: int
+    output_tokens: int
+    count: int
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """Mirror of the message `LayerSensitivity`."""
+
+    layer: int
+    scheme: str
+    omega: float
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Mirror of the message `PlanOptions`; see there for each field."""
+
+    quality_weight: float | None = None
+    quality_budget: float | None = None
+    strategy: str = ""
+    allowed_schemes: tuple[str, ...] = ()
+    group_size: int | None = None
+    prefill_micro_batch: int = 0
+    decode_micro_batch: int = 0
+    num_lanes: int = 0
+    use_all_devices: bool = False
+    time_limit_s: float = 0.0
+
+    @property
+    def effective_group_size(self) -> int:
+        """The group size, the default filled in."""
+        return DEFAULT_GROUP_SIZE if self.group_size is None else self.group_size
+
+
+@dataclass(frozen=True)
+class PlanningProblem:
+    """Mirror of the message `PlanningProblem`; see there for each field."""
+
+    model: str
+    shape: ModelShape
+    devices: tuple[DeviceProfile, ...]
+    workload: tuple[LengthBucket, ...]
+    sensitivities: tuple[LayerSensitivity, ...] = ()
+    options: PlanOptions = PlanOptions()
+
+
+@dataclass(frozen=True)
+class LayerPrecision:
+    """Mirror of the message `LayerPrecision`; group_size 0 is per channel."""
+
+    scheme: str
+    group_size: int = 0
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Mirror of the message `StageMemory`; see there for each field."""
+
+    layer_bytes: int = 0
+    embedding_head_bytes: int = 0
+    kv_bytes: int = 0
+    workspace_bytes: int = 0
+    budget_bytes: int = 0
+
+    @property
+    def used_bytes(self) -> int:
+        """All that counts against the budget."""
+        return self.layer_bytes + self.embedding_head_bytes + self.kv_bytes + self.workspace_bytes
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Mirror of the message `StagePlan`; see there for each field."""
+
+    device_id: str
+    first_layer: int
+    layers: tuple[LayerPrecision, ...]
+    memory: StageMemory = StageMemory()
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+
+    @property
+    def end_layer(self) -> int:
+        """One past the last layer."""
+        return self.first_layer + len(self.layers)
+
+
+@dataclass(frozen=True)
+class PlanEstimate:
+    """Mirror of the message `PlanEstimate`; see there for each field."""
+
+    total_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    throughput_tokens_per_s: float = 0.0
+    quality_loss: float = 0.0
+    gap: float = 0.0
+    solve_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Mirror of the message `Plan`; see there for each field."""
+
+    model: str
+    strategy: str
+    stages: tuple[StagePlan, ...]
+    prefill_micro_batch: int
+    decode_micro_batch: int
+    num_lanes: int
+    max_sequence_tokens: int
+    max_prefill_tokens: int
+    estimate: PlanEstimate = PlanEstimate()
+    version: int = PLAN_VERSION
+    hash: str = ""
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences that the KV cache of every stage holds."""
+        return self.num_lanes * self.decode_micro_batch
+
+    def with_hash(self) -> "Plan":
+        """This plan with `hash` set to the digest of its decisions, free of every predicted figure."""
+        decisions = {
+            key: value for key, value in asdict(self).items() if key not in {"stages", "estimate", "hash", "strategy"}
+        }
+        decisions["stages"] = [
+            [stage.device_id, stage.first_layer, [asdict(layer) for layer in stage.layers]] for stage in self.stages
+        ]
+        canonical = json.dumps(decisions, sort_keys=True, separators=(",", ":"))
+        return replace(self, hash=hashlib.sha256(canonical.encode()).hexdigest())

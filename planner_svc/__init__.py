@@ -1,0 +1,1 @@
+"""Planner: cost models, search, strategies; a thin servicer on top."""

@@ -1,0 +1,1 @@
+"""Quantizer: the precisions as code. Knows torch; knows nothing of gRPC or asyncio."""
