@@ -4,7 +4,7 @@ Domain code works on dataclasses; only a service's `service.py` sees messages. A
 same field names, enums as `StrEnum` with the protobuf names as values, and `None` for unset optional fields.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -53,5 +53,5 @@ def to_message(value: Any, message_type: type[M]) -> M:
 
 
 @cache
-def _adapter(cls: Hashable) -> TypeAdapter[Any]:
+def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
