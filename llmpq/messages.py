@@ -40,7 +40,7 @@ def from_fields(cls: type[T], fields: Mapping[str, Any]) -> T:
         InvalidInputError: A value is missing or not one that `cls` admits; names the field.
     """
     try:
-        return cast("T", _adapter(cls).validate_python(fields))
+        return cast("T", _adapter(cast("Any", cls)).validate_python(fields))
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
