@@ -1,0 +1,105 @@
+"""How many bytes a stage needs: the one formula that the planner predicts with and the stage server checks against.
+
+Weights and KV cache are exact. Temporaries are an upper bound that an implementation can keep to; `workspace_bytes` says
+what it must do for that. The paper (LLM-PQ, section 4.1) counts neither scales, biases, grouped-query attention nor gated
+feed-forward networks, and charges temporaries to the first stage only.
+"""
+
+from llmpq.model import ModelShape
+from llmpq.plan import LayerPrecision
+from llmpq.schemes import SCHEMES
+
+#: Norm parameters, biases and logits are float32 on every stage.
+_FLOAT32_BYTES = 4
+#: Embeddings and head are stored in 16 bits.
+_EMBEDDING_BYTES = 2
+
+
+def layer_bytes(shape: ModelShape, precision: LayerPrecision) -> int:
+    """Bytes of one decoder layer: its matrices with scales and metadata, two norms, and the family's biases."""
+    scheme = SCHEMES[precision.scheme]
+    matrices = sum(scheme.weight_bytes(*matrix, precision.group_size) for matrix in shape.linear_shapes)
+    biases = sum(out_features for out_features, _ in shape.linear_shapes) if _has_biases(shape) else 0
+    return matrices + 2 * norm_bytes(shape) + biases * _FLOAT32_BYTES
+
+
+def norm_bytes(shape: ModelShape) -> int:
+    """Bytes of one norm: a weight vector, and a bias vector where the family has LayerNorm instead of RMSNorm."""
+    vectors = 2 if _has_biases(shape) else 1
+    return vectors * shape.hidden_size * _FLOAT32_BYTES
+
+
+def embedding_bytes(shape: ModelShape) -> int:
+    """Bytes of the token embedding and of the learned position embedding, if any: (vocab + positions) * hidden * 2."""
+    return (shape.vocab_size + shape.learned_positions) * shape.hidden_size * _EMBEDDING_BYTES
+
+
+def head_bytes(shape: ModelShape) -> int:
+    """Bytes of the final norm and of the head: vocab * hidden * 2 and the norm."""
+    return shape.vocab_size * shape.hidden_size * _EMBEDDING_BYTES + norm_bytes(shape)
+
+
+def embedding_head_bytes(shape: ModelShape, *, is_first: bool, is_last: bool) -> int:
+    """Bytes outside the layers: embedding on the first stage, head on the last; a tied matrix is stored once."""
+    embedding = embedding_bytes(shape) if is_first else 0
+    head = head_bytes(shape) if is_last else 0
+    is_shared = is_first and is_last and shape.tied_embeddings
+    return embedding + head - (shape.vocab_size * shape.hidden_size * _EMBEDDING_BYTES if is_shared else 0)
+
+
+def kv_bytes(
+    shape: ModelShape, *, num_layers: int, num_slots: int, max_sequence_tokens: int, activation_bytes: int
+) -> int:
+    """Bytes of the KV cache: layers * slots * tokens * 2 * kv_size * element."""
+    return num_layers * num_slots * max_sequence_tokens * 2 * shape.kv_size * activation_bytes
+
+
+def workspace_bytes(
+    shape: ModelShape,
+    *,
+    is_first: bool,
+    is_last: bool,
+    max_prefill_tokens: int,
+    decode_sequences: int,
+    max_sequence_tokens: int,
+    activation_bytes: int,
+) -> int:
+    """Bytes of the temporaries of the larger of the two phases.
+
+    rows * per_row + attention + largest_matrix + logits, where
+
+    - per_row: residual, normed and projected hidden states, the larger of (queries, keys, values, attended values) and
+      the feed-forward activations, and the payload of the frame that came (unless first) and that goes (unless last);
+    - attention: in prefill one sequence at a time, heads * new * total scores; in decode the keys and values of all
+      sequences padded to one length, and their heads * total scores;
+    - largest_matrix: one weight matrix of a layer expanded to the activations' type (the head is multiplied in slabs of
+      no more than that, or without expanding it);
+    - logits: on the last stage, vocab * 4 for each of at most `decode_sequences` rows at once.
+
+    Args:
+        shape: The model.
+        is_first: The stage embeds.
+        is_last: The stage has the head.
+        max_prefill_tokens: Rows of a prefill frame.
+        decode_sequences: Sequences that one frame may hold. A stage does not know lanes: this is the number of slots.
+        max_sequence_tokens: Tokens of one slot.
+        activation_bytes: Bytes of an activation and of a KV element.
+    """
+    queries = shape.num_heads * shape.head_dim
+    ffn = shape.intermediate_size * (3 if shape.gated_ffn else 2)
+    payloads = (not is_first) + (not is_last)
+    per_row = (3 + payloads) * shape.hidden_size + max(2 * queries + 2 * shape.kv_size, ffn)
+
+    prefill_scores = shape.num_heads * min(max_prefill_tokens, max_sequence_tokens) * max_sequence_tokens
+    prefill = max_prefill_tokens * per_row + prefill_scores
+    gathered = decode_sequences * max_sequence_tokens * (2 * shape.kv_size + shape.num_heads)
+    decode = decode_sequences * per_row + gathered
+
+    largest_matrix = max(out_features * in_features for out_features, in_features in shape.linear_shapes)
+    logits = decode_sequences * shape.vocab_size * _FLOAT32_BYTES if is_last else 0
+    return (max(prefill, decode) + largest_matrix) * activation_bytes + logits
+
+
+def _has_biases(shape: ModelShape) -> bool:
+    """OPT has biases and LayerNorm; the Llama family has neither."""
+    return shape.family == "opt"
