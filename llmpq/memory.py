@@ -1,8 +1,8 @@
 """How many bytes a stage needs: the one formula that the planner predicts with and the stage server checks against.
 
-Weights and KV cache are exact. Temporaries are an upper bound that an implementation can keep to; `workspace_bytes` says
-what it must do for that. The paper (LLM-PQ, section 4.1) counts neither scales, biases, grouped-query attention nor gated
-feed-forward networks, and charges temporaries to the first stage only.
+Weights and KV cache are exact. Temporaries are an upper bound that an implementation can keep to: `workspace_bytes`
+says what it must do for that. Unlike LLM-PQ's own model, this one counts scales, biases, grouped-query attention and
+gated feed-forward networks, and charges temporaries to every stage.
 """
 
 from llmpq.model import ModelShape
