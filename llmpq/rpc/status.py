@@ -73,7 +73,7 @@ async def abort_with(context: grpc.aio.ServicerContext[object, object], error: e
 
 
 def error_from_rpc(error: grpc.aio.AioRpcError, peer: str = "") -> errors.MeshError:
-    """The error that a failed call stands for; `peer` says in the message who failed, when the peer itself could not."""
+    """The error that a failed call stands for; `peer` is named in its message where the peer itself could not speak."""
     status = _status_in(error)
     if status is not None:
         return _error_from_status(status)

@@ -1,0 +1,192 @@
+"""A loaded slice at work: frames in, computed one after another on the compute thread, results to the next stage."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import cast
+
+import structlog
+import torch
+
+from llmpq.device import Phase
+from llmpq.errors import InternalError, InvalidInputError, MeshError, PreconditionError, UnavailableError
+from llmpq.frames import DataType, Frame, StageTiming, encode_frame
+from llmpq.rpc.data_plane import ForwardStream
+from stage_server.device import ComputeDevice
+from stage_server.families import DecoderSpec
+from stage_server.kv_cache import KvCache
+from stage_server.layout import BatchLayout
+from stage_server.model_slice import ModelSlice
+from stage_server.slice_spec import SliceSpec
+from stage_server.tensors import payload_of, tensor_of
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Counters:
+    """How a deployment has spent its time, in nanoseconds."""
+
+    frames: int = 0
+    prefill_ns: int = 0
+    decode_ns: int = 0
+    idle_ns: int = 0
+
+
+class Deployment:
+    """Serves frames for one slice; run it inside `running()`.
+
+    Args:
+        spec: What is held.
+        decoder: The model's spec.
+        weights: The loaded slice.
+        cache: Its KV cache.
+        device: Where they are.
+        executor: The one compute thread of this process.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: SliceSpec,
+        decoder: DecoderSpec,
+        weights: ModelSlice,
+        cache: KvCache,
+        device: ComputeDevice,
+        executor: ThreadPoolExecutor,
+    ) -> None:
+        self.spec = spec
+        self.counters = Counters()
+        self._decoder = decoder
+        self._weights = weights
+        self._cache = cache
+        self._device = device
+        self._executor = executor
+        self._is_computing = False
+        self._arrived: asyncio.Queue[tuple[Frame, int]] = asyncio.Queue()
+        self.failure: asyncio.Future[MeshError] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a frame is being computed or waits for it."""
+        return self._is_computing or not self._arrived.empty()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Computes and forwards frames while the block runs; afterwards whoever still sends is refused."""
+        worker = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            worker.cancel()
+            await asyncio.gather(worker, return_exceptions=True)
+            self._fail(UnavailableError("The stage's deployment has ended.", subject=self.spec.deployment_id))
+
+    def submit(self, frame: Frame) -> None:
+        """Checks a frame and queues it.
+
+        Raises:
+            PreconditionError: The frame belongs to another deployment.
+            InvalidInputError: The frame contradicts what is held here.
+        """
+        if frame.deployment_id != self.spec.deployment_id:
+            raise PreconditionError(
+                f"Stage {self.spec.stage} holds deployment '{self.spec.deployment_id}', not '{frame.deployment_id}'; "
+                "load it again.",
+                reason="WRONG_DEPLOYMENT",
+                subject=frame.deployment_id,
+            )
+        self._check(frame)
+        self._arrived.put_nowait((frame, time.perf_counter_ns()))
+
+    async def _run(self) -> None:
+        try:
+            async with ForwardStream(self.spec.next_address) as next_stage, asyncio.TaskGroup() as tasks:
+                tasks.create_task(next_stage.watch())
+                tasks.create_task(self._compute_and_forward(next_stage))
+        except* MeshError as group:
+            self._fail(cast("MeshError", _first(group)))
+        except* Exception as group:  # a failing kernel must reach the coordinator, not vanish in a task
+            log.exception("deployment.failed", deployment_id=self.spec.deployment_id)
+            cause = _first(group)
+            self._fail(
+                InternalError(f"Stage {self.spec.stage} failed to compute: {type(cause).__name__}; see its log."),
+            )
+
+    async def _compute_and_forward(self, next_stage: ForwardStream) -> None:
+        loop = asyncio.get_running_loop()
+        idle_since = time.perf_counter_ns()
+        while True:
+            frame, arrived_ns = await self._arrived.get()
+            self._is_computing = True
+            self.counters.idle_ns += time.perf_counter_ns() - idle_since
+            result = await loop.run_in_executor(self._executor, self._compute, frame, arrived_ns)
+            idle_since = time.perf_counter_ns()
+            self._is_computing = False
+            await next_stage.send(encode_frame(result))
+
+    def _compute(self, frame: Frame, arrived_ns: int) -> Frame:
+        """On the compute thread: this stage's part of a frame."""
+        started_ns = time.perf_counter_ns()
+        layout = BatchLayout(
+            tuple(frame.slots),
+            tuple(frame.starts),
+            tuple(frame.counts),
+            self._device.torch_device,
+        )
+        output = self._weights.hidden_states(tensor_of(frame, self._device.torch_device), layout, self._cache)
+        if self._weights.head is not None:
+            output = self._weights.results(output, layout, frame)
+        data_type, dimensions, payload = payload_of(output)
+        compute_ns = time.perf_counter_ns() - started_ns
+        self._count(frame.phase, compute_ns)
+        timing = StageTiming(self.spec.stage, started_ns - arrived_ns, compute_ns)
+        return replace(
+            frame,
+            data_type=data_type,
+            dimensions=dimensions,
+            payload=payload,
+            timings=[*frame.timings, timing],
+        )
+
+    def _count(self, phase: Phase, compute_ns: int) -> None:
+        self.counters.frames += 1
+        if phase is Phase.PREFILL:
+            self.counters.prefill_ns += compute_ns
+        else:
+            self.counters.decode_ns += compute_ns
+
+    def _check(self, frame: Frame) -> None:
+        def refuse(problem: str) -> InvalidInputError:
+            return InvalidInputError(f"Frame {frame.frame_id}: {problem}.", subject=f"frame {frame.frame_id}")
+
+        if max(frame.slots) >= self._cache.num_slots or len(set(frame.slots)) != len(frame.slots):
+            raise refuse(f"slots must be distinct and below {self._cache.num_slots}")
+        longest = max(start + count for start, count in zip(frame.starts, frame.counts, strict=True))
+        if longest > self._cache.max_tokens:
+            raise refuse(f"a sequence of {longest} tokens is over the {self._cache.max_tokens} of a slot")
+        if frame.num_rows > self.spec.max_frame_tokens and frame.phase is Phase.PREFILL:
+            raise refuse(f"{frame.num_rows} rows are over the agreed {self.spec.max_frame_tokens}")
+        if max(frame.targets, default=-1) >= self._decoder.vocab_size:
+            raise refuse(f"a target is not below the vocabulary size {self._decoder.vocab_size}")
+        expected = (frame.num_rows,) if self.spec.is_first else (frame.num_rows, self._decoder.hidden_size)
+        is_token_ids = frame.data_type is DataType.INT32
+        if frame.dimensions != expected or is_token_ids != self.spec.is_first:
+            raise refuse(f"stage {self.spec.stage} expects {'int32 ' if self.spec.is_first else 'float '}{expected}")
+        if self.spec.is_first:
+            token_ids = tensor_of(frame, torch.device("cpu"))
+            if int(token_ids.min()) < 0 or int(token_ids.max()) >= self._decoder.vocab_size:
+                raise refuse(f"token ids must be at least 0 and below {self._decoder.vocab_size}")
+
+    def _fail(self, error: MeshError) -> None:
+        if not self.failure.done():
+            self.failure.set_result(error)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first exception that is not a group."""
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner

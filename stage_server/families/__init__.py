@@ -1,0 +1,30 @@
+"""The model families, each described by data: add a module with a `describe` function and list it here."""
+
+from typing import TYPE_CHECKING
+
+from llmpq.errors import InvalidInputError
+from stage_server.families import llama, opt
+from stage_server.families.spec import DecoderSpec
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_DESCRIBE = {"llama": llama.describe, "opt": opt.describe}
+
+__all__ = ["DecoderSpec", "describe"]
+
+
+def describe(config: "PretrainedConfig") -> DecoderSpec:
+    """What one decoder block of this model is, and how the checkpoint names its tensors.
+
+    Raises:
+        InvalidInputError: A family that is not known, or a variant of it that is not; the message says which are.
+    """
+    if config.model_type not in _DESCRIBE:
+        known = ", ".join(_DESCRIBE)
+        raise InvalidInputError(
+            f"Family '{config.model_type}' is not known; known families: {known}.",
+            reason="UNKNOWN_FAMILY",
+            subject="model",
+        )
+    return _DESCRIBE[config.model_type](config)

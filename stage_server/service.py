@@ -1,0 +1,146 @@
+"""The stage server's gRPC face: messages to domain types and back, nothing else."""
+
+from __future__ import annotations  # grpc's classes are generic for type checkers only
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from llmpq.errors import MeshError
+from llmpq.frames import decode_frame, encode_ack
+from llmpq.messages import from_message, to_message
+from llmpq.plan import StageMemory
+from llmpq.v1 import plan_pb2, stage_service_pb2_grpc
+from llmpq.v1 import stage_service_pb2 as pb
+from stage_server.slice_spec import SliceSpec
+from stage_server.stage import Stage
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class StageServicer(stage_service_pb2_grpc.StageServiceServicer):
+    """StageService over one Stage."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    async def DescribeDevice(  # noqa: N802 named by the contract
+        self,
+        request: pb.DescribeDeviceRequest,  # noqa: ARG002 empty
+        context: Context,  # noqa: ARG002
+    ) -> pb.DescribeDeviceResponse:
+        """See the contract."""
+        description = to_message(self._stage.device.description, plan_pb2.DeviceDescription)
+        return pb.DescribeDeviceResponse(device_id=self._stage.device_id, description=description)
+
+    async def ProfileLayers(  # noqa: N802
+        self,
+        request: pb.ProfileLayersRequest,
+        context: Context,  # noqa: ARG002
+    ) -> AsyncIterator[pb.ProfileLayersResponse]:
+        """See the contract."""
+        done = 0
+        async for point, total in self._stage.profile(request.model, tuple(request.schemes), request.group_size):
+            done += 1
+            message = to_message(point, plan_pb2.LatencyPoint)
+            yield pb.ProfileLayersResponse(point=message, points_done=done, points_total=total)
+
+    async def MeasureSensitivity(  # noqa: N802
+        self,
+        request: pb.MeasureSensitivityRequest,
+        context: Context,  # noqa: ARG002
+    ) -> AsyncIterator[pb.MeasureSensitivityResponse]:
+        """See the contract."""
+        samples = tuple(tuple(sample.token_ids) for sample in request.samples)
+        ratings = self._stage.rate(request.model, tuple(request.schemes), request.group_size, samples)
+        done = 0
+        async for rating, total in ratings:
+            done += 1
+            messages = [to_message(entry, plan_pb2.LayerSensitivity) for entry in rating]
+            yield pb.MeasureSensitivityResponse(sensitivities=messages, layers_done=done, layers_total=total)
+
+    async def LoadStage(  # noqa: N802
+        self,
+        request: pb.LoadStageRequest,
+        context: Context,  # noqa: ARG002
+    ) -> AsyncIterator[pb.LoadStageResponse]:
+        """See the contract."""
+        async for progress in self._stage.load(from_message(SliceSpec, request)):
+            yield pb.LoadStageResponse(
+                layers_done=progress.layers_done,
+                layers_total=progress.layers_total,
+                memory=_memory_message(progress.memory),
+            )
+
+    async def UnloadStage(  # noqa: N802
+        self,
+        request: pb.UnloadStageRequest,  # noqa: ARG002 empty
+        context: Context,  # noqa: ARG002
+    ) -> pb.UnloadStageResponse:
+        """See the contract."""
+        await self._stage.unload()
+        return pb.UnloadStageResponse()
+
+    async def GetStage(  # noqa: N802
+        self,
+        request: pb.GetStageRequest,  # noqa: ARG002 empty
+        context: Context,  # noqa: ARG002
+    ) -> pb.GetStageResponse:
+        """See the contract."""
+        deployment = self._stage.deployment
+        response = pb.GetStageResponse(state=self._state(), memory=_memory_message(self._stage.memory))
+        if deployment is not None:
+            response.deployment_id = deployment.spec.deployment_id
+            response.plan_hash = deployment.spec.plan_hash
+            response.frames = deployment.counters.frames
+            response.prefill_ns = deployment.counters.prefill_ns
+            response.decode_ns = deployment.counters.decode_ns
+            response.idle_ns = deployment.counters.idle_ns
+        return response
+
+    def _state(self) -> pb.StageState.ValueType:
+        if self._stage.is_loading:
+            return pb.STAGE_STATE_LOADING
+        return pb.STAGE_STATE_READY if self._stage.deployment is not None else pb.STAGE_STATE_EMPTY
+
+
+async def receive_frames(stage: Stage, incoming: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """ActivationService.Forward: queues each frame with its deployment and acknowledges it.
+
+    Raises:
+        MeshError: A frame was refused, or the deployment that the stream feeds has failed or ended.
+    """
+    failure: asyncio.Future[MeshError] | None = None
+    while True:
+        raw = await _next_or_failure(incoming, failure)
+        if raw is None:
+            return
+        frame = decode_frame(raw)
+        deployment = stage.deployment_for(frame)
+        failure = deployment.failure
+        deployment.submit(frame)
+        yield encode_ack(frame.frame_id)
+
+
+async def _next_or_failure(incoming: AsyncIterator[bytes], failure: asyncio.Future[MeshError] | None) -> bytes | None:
+    """The next message, or None at the end; raises the failure if that comes first."""
+    message: asyncio.Future[bytes | None] = asyncio.ensure_future(_next(incoming))
+    if failure is None:
+        return await message
+    try:
+        await asyncio.wait((message, failure), return_when=asyncio.FIRST_COMPLETED)
+        if failure.done():
+            raise failure.result()
+        return message.result()
+    finally:
+        message.cancel()
+
+
+async def _next(incoming: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(incoming, None)
+
+
+def _memory_message(memory: StageMemory) -> plan_pb2.StageMemory:
+    return to_message(memory, plan_pb2.StageMemory)

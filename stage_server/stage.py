@@ -1,0 +1,249 @@
+"""The state of one stage server: what it holds, and the one thread that computes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Self, TypeVar, cast
+
+import structlog
+import torch
+
+from llmpq.device import LatencyPoint
+from llmpq.errors import InvalidInputError, PreconditionError
+from llmpq.frames import Frame
+from llmpq.model import read_shape
+from llmpq.plan import LayerSensitivity, StageMemory
+from llmpq.schemes import SCHEMES
+from stage_server.decoder_layer import DecoderLayer
+from stage_server.deployment import Deployment
+from stage_server.device import ComputeDevice
+from stage_server.families import DecoderSpec
+from stage_server.kv_cache import KvCache
+from stage_server.loader import ModelLoader
+from stage_server.model_slice import ModelSlice, rotary_of
+from stage_server.profiler import LayerProfiler
+from stage_server.sensitivity import layer_sensitivities
+from stage_server.slice_spec import SliceSpec, require_fit
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LoadProgress:
+    """How far a load is."""
+
+    layers_done: int
+    layers_total: int
+    memory: StageMemory
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Weights that are on the device, and which."""
+
+    key: tuple[object, ...]
+    decoder: DecoderSpec
+    weights: ModelSlice
+
+
+class Stage:
+    """Holds at most one slice and serves at most one deployment of it. Use it as an async context manager."""
+
+    def __init__(self, device_id: str, device: ComputeDevice) -> None:
+        self.device_id = device_id
+        self.device = device
+        self.deployment: Deployment | None = None
+        self.memory = StageMemory(budget_bytes=device.description.memory_budget_bytes)
+        self.is_loading = False
+        self._held: _Held | None = None
+        self._deployed = AsyncExitStack()
+        self._changing = asyncio.Lock()
+        self._executor = ThreadPoolExecutor(1, "compute", initializer=lambda: torch.set_grad_enabled(False))
+
+    async def __aenter__(self) -> Self:
+        """Nothing to prepare."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Ends the deployment and the compute thread."""
+        await self._deployed.aclose()
+        self._executor.shutdown(cancel_futures=True)
+
+    def deployment_for(self, frame: Frame) -> Deployment:
+        """The deployment that a frame names.
+
+        Raises:
+            PreconditionError: The stage holds none, or another.
+        """
+        if self.deployment is None:
+            raise PreconditionError(
+                f"Stage server {self.device_id} holds no deployment; load '{frame.deployment_id}' first.",
+                reason="WRONG_DEPLOYMENT",
+                subject=frame.deployment_id,
+            )
+        return self.deployment
+
+    async def load(self, spec: SliceSpec) -> AsyncIterator[LoadProgress]:
+        """Makes `spec` the deployment of this stage, keeping weights that are the same.
+
+        Raises:
+            NotFoundError, InvalidInputError, PreconditionError: As StageService.LoadStage says.
+        """
+        async with self._changing:
+            self.is_loading = True
+            try:
+                async for progress in self._load(spec):
+                    yield progress
+            finally:
+                self.is_loading = False
+
+    async def unload(self) -> None:
+        """Frees the slice and its cache."""
+        async with self._changing:
+            await self._end_deployment()
+            self._release_weights()
+
+    async def profile(
+        self, model: str, schemes: tuple[str, ...], group_size: int
+    ) -> AsyncIterator[tuple[LatencyPoint, int]]:
+        """Measures this device; yields each point with the number of points in all.
+
+        Raises:
+            NotFoundError, InvalidInputError, PreconditionError: As StageService.ProfileLayers says.
+        """
+        async with self._analysing(schemes) as chosen:
+            loader = await self._on_thread(self._open, model)
+            profiler = LayerProfiler(loader, self.device, chosen, group_size)
+            async for point in self._iterate(profiler.points()):
+                yield point, profiler.num_points
+
+    async def rate(
+        self,
+        model: str,
+        schemes: tuple[str, ...],
+        group_size: int,
+        samples: tuple[tuple[int, ...], ...],
+    ) -> AsyncIterator[tuple[tuple[LayerSensitivity, ...], int]]:
+        """Rates the layers of a model; yields each layer's sensitivities with the number of layers in all."""
+        async with self._analysing(schemes) as chosen:
+            loader = await self._on_thread(self._open, model)
+            ratings = layer_sensitivities(loader, self.device, chosen, group_size, samples)
+            async for rating in self._iterate(ratings):
+                yield rating, loader.spec.num_layers
+
+    async def _load(self, spec: SliceSpec) -> AsyncIterator[LoadProgress]:
+        self._require_runnable(tuple(layer.scheme for layer in spec.layers))
+        shape = await asyncio.to_thread(read_shape, spec.model)
+        spec.check(shape)
+        require_fit(self.device_id, spec, spec.expected_memory(shape, self.device.description))
+        await self._end_deployment()
+        if self._held is None or self._held.key != spec.weights_key:
+            self._release_weights()
+            async for progress in self._load_weights(spec):
+                yield progress
+        held = cast("_Held", self._held)
+        cache = await self._on_thread(self._allocate_cache, spec, held.decoder)
+        self.memory = replace(
+            self.memory,
+            layer_bytes=held.weights.layer_bytes,
+            embedding_head_bytes=held.weights.embedding_head_bytes,
+            kv_bytes=cache.memory_bytes,
+            workspace_bytes=spec.expected_memory(shape, self.device.description).workspace_bytes,
+        )
+        deployment = Deployment(
+            spec=spec,
+            decoder=held.decoder,
+            weights=held.weights,
+            cache=cache,
+            device=self.device,
+            executor=self._executor,
+        )
+        await self._deployed.enter_async_context(deployment.running())
+        self.deployment = deployment
+        log.info(
+            "stage.loaded", deployment_id=spec.deployment_id, layers=len(spec.layers), memory=self.memory.used_bytes
+        )
+        yield LoadProgress(len(spec.layers), len(spec.layers), self.memory)
+
+    async def _load_weights(self, spec: SliceSpec) -> AsyncIterator[LoadProgress]:
+        loader = await self._on_thread(self._open, spec.model)
+        total = len(spec.layers)
+        embedding = await self._on_thread(loader.load_embedding) if spec.is_first else None
+        head = await self._on_thread(loader.load_head, embedding) if spec.is_last else None
+        layers: list[DecoderLayer] = []
+        async for layer in self._iterate(loader.load_layers(spec.first_layer, spec.layers)):
+            layers.append(layer)
+            loaded = StageMemory(
+                layer_bytes=sum(done.memory_bytes for done in layers),
+                budget_bytes=self.memory.budget_bytes,
+            )
+            yield LoadProgress(len(layers), total, loaded)
+        rotary = rotary_of(loader.spec, self.device.torch_device)
+        weights = ModelSlice(tuple(layers), embedding, head, rotary)
+        self._held = _Held(spec.weights_key, loader.spec, weights)
+
+    def _open(self, model: str) -> ModelLoader:
+        return ModelLoader(model, self.device.torch_device, self.device.compute_dtype)
+
+    def _allocate_cache(self, spec: SliceSpec, decoder: DecoderSpec) -> KvCache:
+        return KvCache(
+            num_layers=len(spec.layers),
+            num_slots=spec.num_slots,
+            num_kv_heads=decoder.num_kv_heads,
+            max_tokens=spec.max_sequence_tokens,
+            head_dim=decoder.head_dim,
+            dtype=self.device.compute_dtype,
+            device=self.device.torch_device,
+        )
+
+    async def _end_deployment(self) -> None:
+        self.deployment = None
+        await self._deployed.aclose()
+        self._deployed = AsyncExitStack()
+
+    def _release_weights(self) -> None:
+        self._held = None
+        self.memory = StageMemory(budget_bytes=self.memory.budget_bytes)
+
+    @asynccontextmanager
+    async def _analysing(self, schemes: tuple[str, ...]) -> AsyncIterator[tuple[str, ...]]:
+        """Keeps loads away while the block measures; yields the schemes to measure, all of them if none were named."""
+        chosen = schemes or self.device.description.schemes
+        self._require_runnable(chosen)
+        if self.deployment is not None and self.deployment.is_busy:
+            raise PreconditionError(
+                f"Stage server {self.device_id} is computing; measure when its batch has ended.",
+                reason="STAGE_BUSY",
+                subject=self.device_id,
+            )
+        async with self._changing:
+            yield chosen
+
+    def _require_runnable(self, schemes: tuple[str, ...]) -> None:
+        for scheme in schemes:
+            if scheme not in SCHEMES:
+                raise InvalidInputError(
+                    f"Scheme '{scheme}' does not exist; there are: {', '.join(SCHEMES)}.",
+                    subject="scheme",
+                )
+            if scheme not in self.device.description.schemes:
+                runnable = ", ".join(self.device.description.schemes)
+                raise PreconditionError(
+                    f"Device {self.device_id} cannot run scheme '{scheme}'; it can run: {runnable}.",
+                    reason="SCHEME_NOT_RUNNABLE",
+                    subject=self.device_id,
+                )
+
+    async def _on_thread(self, function: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+
+    async def _iterate(self, items: Iterator[T]) -> AsyncIterator[T]:
+        """Advances an iterator on the compute thread, an item at a time."""
+        while True:
+            item = await self._on_thread(next, items, None)
+            if item is None:
+                return
+            yield item
