@@ -1,0 +1,142 @@
+"""What quantizing a layer costs in quality: the variance indicator of LLM-PQ (arXiv 2403.01136).
+
+For each linear operator, omega = D_W * S_W(b)^2 * G(X) estimates the variance that rounding adds to an output, and a
+layer's omega is the sum over its operators. D_W is the number of inputs, S_W(b) the step of the weight's grid, and
+G(X) = Var[X] / 4 for deterministic rounding: an output adds up D_W errors e_i * x_i, and no e_i exceeds half a step.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from llmpq.errors import InvalidInputError
+from llmpq.plan import LayerSensitivity
+from llmpq.schemes import SCHEMES
+from quantizer.rounding import INT8_MAX, round_groups, round_rows
+
+#: The scheme that omega is measured in: used on every layer it sums to 1.
+REFERENCE_SCHEME = "w4"
+
+
+class RunningVariance:
+    """Statistics of all inputs that a linear has seen, batch by batch, in constant memory.
+
+    Variance is over all entries, tokens and features alike: X is one random variable in the indicator. Batches are
+    joined by the rule of Chan, Golub and LeVeque, so the result does not depend on how rows were cut into batches.
+    """
+
+    def __init__(self) -> None:
+        self._num_rows = 0
+        self._num_entries = 0
+        self._mean = 0.0
+        self._squared_deviations = 0.0
+        self._squared_peaks = 0.0
+
+    def update(self, rows: torch.Tensor) -> None:
+        """Takes in a batch (rows, features) of any float type; it may be empty."""
+        if rows.numel() == 0:
+            return
+        entries = rows.detach().double()
+        variance, mean = (moment.item() for moment in torch.var_mean(entries, correction=0))
+        total = self._num_entries + entries.numel()
+        shift = mean - self._mean
+        self._squared_deviations += variance * entries.numel() + shift**2 * self._num_entries * entries.numel() / total
+        self._mean += shift * entries.numel() / total
+        self._squared_peaks += entries.abs().amax(dim=1).square().sum().item()
+        self._num_entries = total
+        self._num_rows += entries.shape[0]
+
+    @property
+    def variance(self) -> float:
+        """Var[X] over all entries of all batches; raises InvalidInputError if there were none."""
+        self._check_seen()
+        return self._squared_deviations / self._num_entries
+
+    @property
+    def squared_int8_step(self) -> float:
+        """Mean over rows of the squared step with which a row is rounded to int8; raises as `variance`."""
+        self._check_seen()
+        return self._squared_peaks / self._num_rows / INT8_MAX**2
+
+    def _check_seen(self) -> None:
+        if self._num_rows == 0:
+            raise InvalidInputError(
+                "There are no calibration rows to rate layers with: give samples of at least one token.",
+                reason="NO_CALIBRATION_DATA",
+                subject="samples",
+            )
+
+
+@dataclass(frozen=True)
+class RatedLinear:
+    """A linear operator as the indicator sees it.
+
+    Attributes:
+        weight: (out, in), any float type.
+        inputs: Statistics of its inputs over the calibration samples.
+    """
+
+    weight: torch.Tensor
+    inputs: RunningVariance
+
+
+def rate_layer(linears: Iterable[RatedLinear], schemes: Sequence[str], group_size: int) -> dict[str, float]:
+    """The omega of one layer under each of the schemes, not normalized.
+
+    Args:
+        linears: All linear operators of the layer.
+        schemes: Names of schemes; include `REFERENCE_SCHEME` to be able to `normalize`.
+        group_size: Group size of schemes that have groups, 0 for per channel.
+    """
+    linears = tuple(linears)
+    return {scheme: sum(_omega(linear, scheme, group_size) for linear in linears) for scheme in schemes}
+
+
+def normalize(sensitivities: Sequence[LayerSensitivity]) -> tuple[LayerSensitivity, ...]:
+    """Scales the omegas of a whole model so that w4 on every layer sums to 1.
+
+    That makes a quality weight or budget mean the same for every model. The unit is fixed, hence w4 has to be rated
+    even if it may not be used; drop its entries afterwards.
+
+    Raises:
+        InvalidInputError: A layer has no omega for w4, or they sum to nothing.
+    """
+    reference = {entry.layer: entry.omega for entry in sensitivities if entry.scheme == REFERENCE_SCHEME}
+    unrated = {entry.layer for entry in sensitivities} - reference.keys()
+    unit = sum(reference.values())
+    if unrated or not unit > 0:
+        what = f"layer {min(unrated)} has no rating" if unrated else f"the ratings sum to {unit:g}"
+        raise InvalidInputError(
+            f"Cannot normalize sensitivities, whose unit is {REFERENCE_SCHEME} on every layer: {what} for it.",
+            reason="NO_REFERENCE_SCHEME",
+            subject="sensitivities",
+        )
+    return tuple(replace(entry, omega=entry.omega / unit) for entry in sensitivities)
+
+
+def _omega(linear: RatedLinear, scheme: str, group_size: int) -> float:
+    """D_W * S_W^2 * Var[X] / 4, and for int8 activations D_W * mean(W^2) * S_X^2 / 4 on top.
+
+    The second term is the same bound with the parts exchanged: an output adds up D_W errors w_i * d_i of its rounded
+    activations, and no d_i exceeds half a step S_X. (Errors spread evenly over a step have a third of either bound,
+    S^2 / 12.) w16 is the reference and has neither.
+    """
+    if scheme == "w16":
+        return 0.0
+    num_inputs = linear.weight.shape[1]
+    omega = num_inputs * _squared_step(linear.weight, scheme, group_size) * linear.inputs.variance / 4
+    if SCHEMES[scheme].has_int8_activations:
+        omega += num_inputs * linear.weight.float().square().mean().item() * linear.inputs.squared_int8_step / 4
+    return omega
+
+
+def _squared_step(weight: torch.Tensor, scheme: str, group_size: int) -> float:
+    """S_W^2: the mean over channels and groups of the squared step that the quantizer really uses.
+
+    The mean, because the variances that groups add to an output sum up, and because outputs are averaged over. The
+    maximum, which the authors' code takes, would let one outlier rate a whole matrix.
+    """
+    bits = SCHEMES[scheme].weight_bits
+    steps = round_groups(weight, bits, group_size).scales if SCHEMES[scheme].is_grouped else round_rows(weight).scales
+    return steps.double().square().mean().item()
