@@ -4,7 +4,7 @@ from __future__ import annotations  # grpc's classes are generic for type checke
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -143,6 +143,9 @@ def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callab
         try:
             return await behaviour(request, context)
         except Exception as error:  # noqa: BLE001 the outermost layer of a call
+            if isinstance(request, AsyncIterable):  # a client in the middle of a write would never see the status
+                async for _ in request:
+                    pass
             await _abort(context, error, method)
 
     return handle
