@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -189,8 +190,10 @@ def _answer(number: int, line: str) -> _Answered:
         error = {"id": f"r{number}", "custom_id": None, "response": None, "error": {"message": f"line {number}: bad"}}
         return _Answered(number, "", is_error=True, json=json.dumps(error))
     custom_id = request["custom_id"]
-    tokens = request["body"].get("prompt", [])
-    choice = {"text": f"answer {number}", "logprobs": {"token_logprobs": [None, *[TOKEN_LOGPROB] * (len(tokens) - 1)]}}
+    choice: dict[str, Any] = {"text": f"answer {number}"}
+    if request["body"].get("echo"):
+        num_scored = len(request["body"]["prompt"]) - 1
+        choice["logprobs"] = {"token_logprobs": [None, *[TOKEN_LOGPROB] * num_scored]}
     response = {"status_code": 200, "body": {"choices": [choice]}}
     record = {"id": f"r{number}", "custom_id": custom_id, "response": response, "error": None}
     return _Answered(number, custom_id, is_error=False, json=json.dumps(record))
