@@ -47,10 +47,6 @@ class QuantizedLinear(ABC):
         """Bytes held: weight, metadata and bias."""
         return self.weight_bytes + (self.bias.nbytes if self.bias is not None else 0)
 
-    def shares_storage_with(self, tensor: torch.Tensor) -> bool:  # noqa: ARG002 only a weight kept as it came can
-        """Whether the stored weight is `tensor` itself, in the same memory."""
-        return False
-
 
 class ExpandingLinear(QuantizedLinear):
     """A linear whose weight is expanded to the type of its input on the way to the product."""
@@ -92,10 +88,6 @@ class SixteenBitLinear(ExpandingLinear):
     def weight_bytes(self) -> int:
         """Bytes of the stored weight."""
         return self.weight.nbytes
-
-    def shares_storage_with(self, tensor: torch.Tensor) -> bool:
-        """Whether the stored weight is `tensor` itself, in the same memory."""
-        return self.weight.data_ptr() == tensor.data_ptr()
 
 
 class Int8Linear(ExpandingLinear):
@@ -244,8 +236,9 @@ def _check_precision(precision: LayerPrecision, schemes: tuple[str, ...]) -> Non
             subject="scheme",
         )
     if precision.group_size not in GROUP_SIZES:
+        sizes = ", ".join(map(str, GROUP_SIZES))
         raise InvalidInputError(
-            f"Unknown group size {precision.group_size}: there are {', '.join(map(str, GROUP_SIZES))} (0: per channel).",
+            f"Unknown group size {precision.group_size}: there are {sizes}; 0 is one group per output channel.",
             reason="UNKNOWN_GROUP_SIZE",
             subject="group_size",
         )

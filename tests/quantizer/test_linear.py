@@ -1,0 +1,199 @@
+"""Linear layers of every scheme."""
+
+import pytest
+import torch
+
+from llmpq.errors import InvalidInputError
+from llmpq.plan import LayerPrecision
+from llmpq.schemes import GROUP_SIZES, SCHEMES
+from quantizer.linear import QuantizedLinear, SimulatedInt8Linear, quantize_linear, supported_schemes
+from quantizer.rounding import round_rows
+
+CPU = torch.device("cpu")
+SHAPES = ((64, 128), (37, 91), (5, 200), (1, 1), (300, 1100))
+
+
+def _quantize(weight: torch.Tensor, bias: torch.Tensor | None, scheme: str, group_size: int = 64) -> QuantizedLinear:
+    precision = LayerPrecision(scheme, group_size)
+    return quantize_linear(weight, bias, precision, device=CPU, compute_dtype=torch.float32)
+
+
+def _integer_reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """w8a8 in exact integers: per-token times per-channel scale times the int64 sum."""
+    token_scales = x.abs().amax(dim=1, keepdim=True) / 127
+    channel_scales = weight.abs().amax(dim=1, keepdim=True) / 127
+    sums = (x / token_scales).round().long() @ (weight / channel_scales).round().long().T
+    products = sums.double() * token_scales.double() * channel_scales.double().T
+    return products + bias.double() if bias is not None else products
+
+
+def _relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("scheme", ["w16", "w8", "w4", "w3"])
+def test_weight_only_forward_is_the_product_with_the_dequantized_weight(
+    *, scheme: str, group_size: int, shape: tuple[int, int], has_bias: bool
+) -> None:
+    """A weight-only scheme computes x @ dequantized.T + bias."""
+    bias = torch.randn(shape[0]) if has_bias else None
+    linear = _quantize(torch.randn(shape), bias, scheme, group_size)
+    for num_rows in (0, 1, 7):
+        x = torch.randn(num_rows, shape[1])
+        expected = x @ linear.dequantized().T + (bias if bias is not None else 0)
+        assert torch.allclose(linear.forward(x), expected, rtol=1e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_w8a8_forward_is_the_integer_reference(*, shape: tuple[int, int], has_bias: bool) -> None:
+    """w8a8 rounds tokens and channels to int8, sums in integers, and multiplies by both scales."""
+    weight, bias = torch.randn(shape), torch.randn(shape[0]) if has_bias else None
+    x = torch.randn(9, shape[1])
+    linear = _quantize(weight, bias, "w8a8")
+    assert _relative_error(linear.forward(x), _integer_reference(x, weight, bias)) < 1e-5
+
+
+def test_simulated_w8a8_agrees_with_the_integer_product() -> None:
+    """Where there is no integer product, floating point comes to the same numbers."""
+    weight, bias, x = torch.randn(64, 96), torch.randn(64), torch.randn(5, 96)
+    simulated = SimulatedInt8Linear(round_rows(weight), bias)
+    assert _relative_error(simulated.forward(x), _quantize(weight, bias, "w8a8").forward(x)) < 1e-5
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_token_does_not_depend_on_its_neighbours(scheme: str) -> None:
+    """Each row's result is its own: no scale reaches across tokens."""
+    linear = _quantize(torch.randn(48, 64), None, scheme)
+    x = torch.randn(4, 64) * torch.tensor([1.0, 100.0, 0.01, 0.0])[:, None]
+    for row in range(4):
+        assert torch.allclose(linear.forward(x)[row], linear.forward(x[row : row + 1])[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_stacking_along_outputs_changes_nothing(scheme: str) -> None:
+    """Matrices stacked along the output axis give their outputs side by side."""
+    parts, x = [torch.randn(rows, 96) for rows in (64, 32, 32)], torch.randn(3, 96)
+    stacked = _quantize(torch.cat(parts), None, scheme)
+    apart = torch.cat([_quantize(part, None, scheme).forward(x) for part in parts], dim=1)
+    assert torch.allclose(stacked.forward(x), apart, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_memory_is_what_the_scheme_says(scheme: str, group_size: int, shape: tuple[int, int]) -> None:
+    """Weights and metadata take the bytes that planning counts, and the bias 4 a channel.
+
+    w8a8 may take fewer: what is counted is the layout for CPUs with VNNI.
+    """
+    linear = _quantize(torch.randn(shape), torch.randn(shape[0]), scheme, group_size)
+    counted = SCHEMES[scheme].weight_bytes(*shape, group_size)
+    assert linear.memory_bytes == linear.weight_bytes + 4 * shape[0]
+    if scheme == "w8a8":
+        assert shape[0] * (shape[1] + 4) <= linear.weight_bytes <= counted
+    else:
+        assert linear.weight_bytes == counted
+
+
+@pytest.mark.parametrize("group_size", [0, 64])
+def test_fewer_bits_are_less_exact(group_size: int) -> None:
+    """On random matrices the error grows from w16 over w8 and w4 to w3, and rounding activations adds to w8's."""
+    weight, x = torch.randn(128, 512), torch.randn(32, 512)
+    errors = {
+        scheme: _relative_error(_quantize(weight, None, scheme, group_size).forward(x), x @ weight.T)
+        for scheme in SCHEMES
+    }
+    assert errors["w16"] < errors["w8"] < errors["w8a8"] < errors["w4"] < errors["w3"]
+
+
+@pytest.mark.parametrize(("small", "large"), [(32, 64), (64, 128), (128, 0)])
+def test_smaller_groups_are_more_exact(small: int, large: int) -> None:
+    """Smaller groups follow the weights more closely."""
+    weight = torch.randn(128, 1024)
+    fine, coarse = (_quantize(weight, None, "w4", size).dequantized() for size in (small, large))
+    assert _relative_error(fine, weight) < _relative_error(coarse, weight)
+
+
+@pytest.mark.parametrize(
+    ("source", "stored"),
+    [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16), (torch.float32, torch.float16)],
+)
+def test_w16_keeps_16_bit_sources(source: torch.dtype, stored: torch.dtype) -> None:
+    """bf16 and fp16 weights are kept bit by bit, and fp32 becomes fp16."""
+    weight = torch.randn(8, 8).to(source)
+    assert torch.equal(_quantize(weight, None, "w16").dequantized(), weight.to(stored).float())
+
+
+def test_w16_falls_back_on_bf16() -> None:
+    """fp32 weights beyond the range of fp16 become bf16 rather than infinite."""
+    weight = torch.tensor([[70000.0, 1.0]])
+    assert torch.equal(_quantize(weight, None, "w16").dequantized(), weight.bfloat16().float())
+
+
+def test_w16_does_not_copy_a_16_bit_source() -> None:
+    """A 16-bit weight is held where it is, so a tied embedding takes its memory once."""
+    weight = torch.randn(8, 8).half()
+    linear = _quantize(weight, None, "w16")
+    weight.zero_()
+    assert (linear.dequantized() == 0).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bit_computing(scheme: str, dtype: torch.dtype) -> None:
+    """With a 16-bit compute type inputs, bias and outputs are of that type and nothing but rounding differs."""
+    weight, bias, x = torch.randn(40, 64), torch.randn(40), torch.randn(3, 64)
+    precision = LayerPrecision(scheme, 32)
+    linear = quantize_linear(weight, bias, precision, device=CPU, compute_dtype=dtype)
+    result = linear.forward(x.to(dtype))
+    assert result.dtype == dtype
+    assert _relative_error(result, _quantize(weight, bias, scheme, 32).forward(x)) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("precision", "reason", "choices"),
+    [
+        (LayerPrecision("w5", 64), "UNKNOWN_SCHEME", "w16, w8, w8a8, w4, w3"),
+        (LayerPrecision("w4", 48), "UNKNOWN_GROUP_SIZE", "0, 32, 64, 128"),
+    ],
+)
+def test_unknown_precisions_are_refused_with_what_exists(precision: LayerPrecision, reason: str, choices: str) -> None:
+    """An unknown scheme or group size is refused by a message that lists those there are."""
+    with pytest.raises(InvalidInputError, match=choices) as refused:
+        quantize_linear(torch.randn(2, 2), None, precision, device=CPU, compute_dtype=torch.float32)
+    assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [torch.randn(4), torch.ones(2, 2, dtype=torch.int8), torch.empty(0, 4), torch.tensor([[1.0, float("nan")]])],
+    ids=["vector", "integers", "empty", "nan"],
+)
+def test_damaged_weights_are_refused(weight: torch.Tensor) -> None:
+    """A weight that is no finite matrix of floats is refused."""
+    with pytest.raises(InvalidInputError) as refused:
+        _quantize(weight, None, "w8")
+    assert refused.value.reason == "BAD_WEIGHT"
+
+
+def test_unknown_devices_are_refused() -> None:
+    """CPU and CUDA devices run every scheme; for another kind the message names the known ones."""
+    assert supported_schemes(CPU) == supported_schemes(torch.device("cuda:1")) == tuple(SCHEMES)
+    with pytest.raises(InvalidInputError, match="cpu and cuda"):
+        supported_schemes(torch.device("meta"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_cuda_agrees_with_the_cpu(scheme: str) -> None:
+    """A CUDA device computes what the CPU does, up to 16-bit rounding."""
+    weight, bias, x = torch.randn(96, 160), torch.randn(96), torch.randn(5, 160)
+    precision = LayerPrecision(scheme, 64)
+    linear = quantize_linear(weight, bias, precision, device=torch.device("cuda"), compute_dtype=torch.float16)
+    result = linear.forward(x.to("cuda", torch.float16)).cpu()
+    assert _relative_error(result, _quantize(weight, bias, scheme).forward(x)) < 0.01

@@ -1,0 +1,118 @@
+"""The variance indicator."""
+
+import pytest
+import torch
+
+from llmpq.errors import InvalidInputError
+from llmpq.plan import LayerPrecision, LayerSensitivity
+from llmpq.schemes import SCHEMES
+from quantizer.linear import quantize_linear
+from quantizer.rounding import round_groups
+from quantizer.sensitivity import RatedLinear, RunningVariance, normalize, rate_layer
+
+
+def _statistics(*batches: torch.Tensor) -> RunningVariance:
+    inputs = RunningVariance()
+    for batch in batches:
+        inputs.update(batch)
+    return inputs
+
+
+def test_variance_is_over_all_batches() -> None:
+    """Batch by batch gives the variance and step of all rows at once: no sample is forgotten, none counts twice."""
+    rows = torch.randn(100, 16) * torch.linspace(0.1, 5, 100)[:, None] + torch.linspace(-3, 9, 100)[:, None]
+    inputs = _statistics(*rows.split([1, 50, 7, 42]))
+    assert inputs.variance == pytest.approx(rows.double().var(correction=0).item(), rel=1e-9)
+    assert inputs.squared_int8_step == pytest.approx((rows.abs().amax(1) / 127).square().mean().item(), rel=1e-5)
+
+
+def test_order_of_samples_does_not_matter() -> None:
+    """The first sample weighs as much as the last."""
+    quiet, loud = torch.randn(8, 4), torch.randn(8, 4) * 100
+    assert _statistics(quiet, loud).variance == pytest.approx(_statistics(loud, quiet).variance)
+    assert _statistics(loud, quiet).variance > 100 * _statistics(quiet).variance
+
+
+def test_variance_is_stable_far_from_zero() -> None:
+    """A large common offset does not drown the variance, also when it comes in many batches."""
+    rows = torch.randn(1000, 4, dtype=torch.float64) + 1e6
+    assert _statistics(*rows.split(10)).variance == pytest.approx(rows.var(correction=0).item(), rel=1e-6)
+
+
+def test_empty_batches_change_nothing() -> None:
+    """Batches of no rows are taken without effect, and no rows at all are refused."""
+    rows = torch.randn(5, 3)
+    assert _statistics(torch.empty(0, 3), rows, torch.empty(0, 3)).variance == _statistics(rows).variance
+    with pytest.raises(InvalidInputError, match="calibration"):
+        _ = RunningVariance().variance
+
+
+def test_omega_is_the_papers_formula() -> None:
+    """Omega of a weight-only scheme is D_W * S_W^2 * Var[X] / 4, summed over operators."""
+    first, second = torch.randn(8, 128), torch.randn(16, 64) * 3
+    inputs = _statistics(torch.randn(40, 7) * 2)
+    expected = sum(
+        weight.shape[1] * round_groups(weight, 4, 32).scales.double().square().mean().item() * inputs.variance / 4
+        for weight in (first, second)
+    )
+    omega = rate_layer([RatedLinear(first, inputs), RatedLinear(second, inputs)], ["w4"], 32)
+    assert omega == {"w4": pytest.approx(expected)}
+
+
+@pytest.mark.parametrize("scheme", ["w8", "w8a8", "w4", "w3"])
+def test_omega_bounds_the_error_it_stands_for(scheme: str) -> None:
+    """The measured variance that rounding adds to outputs lies below omega, by about the 3 between bound and mean."""
+    weight, x = torch.randn(256, 512), torch.randn(400, 512)
+    precision = LayerPrecision(scheme, 64)
+    linear = quantize_linear(weight, None, precision, device=torch.device("cpu"), compute_dtype=torch.float32)
+    measured = (linear.forward(x) - x @ weight.T).square().mean().item()
+    omega = rate_layer([RatedLinear(weight, _statistics(x))], [scheme], 64)[scheme]
+    assert 2 * measured < omega < 4 * measured
+
+
+def test_fewer_bits_rate_worse() -> None:
+    """Omega grows from w16, which is the reference, over w8 and w8a8 and w4 to w3."""
+    linear = RatedLinear(torch.randn(64, 256), _statistics(torch.randn(50, 256)))
+    omegas = rate_layer([linear], list(SCHEMES), 64)
+    assert omegas["w16"] == 0.0
+    assert 0 < omegas["w8"] < omegas["w8a8"] < omegas["w4"] < omegas["w3"]
+
+
+def test_peaks_in_the_inputs_count_against_int8_activations() -> None:
+    """Tokens with a single huge entry make w8a8 worse relative to w8, as their int8 grid is coarse."""
+    even, peaked = torch.randn(50, 256), torch.randn(50, 256)
+    peaked[:, 3] = 60.0
+    weight = torch.randn(64, 256)
+    ratios = []
+    for inputs in (even, peaked):
+        omegas = rate_layer([RatedLinear(weight, _statistics(inputs))], ["w8", "w8a8"], 64)
+        ratios.append(omegas["w8a8"] / omegas["w8"])
+    assert ratios[1] > 5 * ratios[0]
+
+
+def test_uniform_w4_sums_to_one() -> None:
+    """Normalized, w4 on every layer sums to 1 and all ratios are kept."""
+    raw = [
+        LayerSensitivity(layer, scheme, omega * (layer + 1))
+        for layer in range(3)
+        for scheme, omega in (("w8", 0.5), ("w4", 20.0), ("w3", 90.0))
+    ]
+    normalized = normalize(raw)
+    assert sum(entry.omega for entry in normalized if entry.scheme == "w4") == pytest.approx(1.0)
+    assert [(entry.layer, entry.scheme) for entry in normalized] == [(entry.layer, entry.scheme) for entry in raw]
+    assert [entry.omega * 120 for entry in normalized] == pytest.approx([entry.omega for entry in raw])
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ([], "sum to 0"),
+        ([LayerSensitivity(0, "w4", 1.0), LayerSensitivity(1, "w8", 1.0)], "layer 1"),
+        ([LayerSensitivity(0, "w4", 0.0)], "sum to 0"),
+    ],
+)
+def test_normalizing_needs_w4_on_every_layer(raw: list[LayerSensitivity], message: str) -> None:
+    """Without a rating for w4 on each layer there is no unit, and the message says what is missing."""
+    with pytest.raises(InvalidInputError, match=message) as refused:
+        normalize(raw)
+    assert refused.value.reason == "NO_REFERENCE_SCHEME"
