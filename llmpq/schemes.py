@@ -28,10 +28,14 @@ class Scheme:
         """Bytes of a stored (out_features, in_features) matrix with all its metadata.
 
         w16 has none; w8 and w8a8 a float32 scale per output channel; w4 and w3 a float16 scale and a float16 zero
-        point per group, and rows padded to whole bytes (w4: 2 weights in 1, w3: 8 weights in 3).
+        point per group, and rows padded to whole bytes (w4: 2 weights in 1, w3: 8 weights in 3). w8a8 is what integer
+        GEMMs want at most: both sides filled up to multiples of 64, and an int32 sum per output channel.
         """
         if self.name == "w16":
             return out_features * in_features * 2
+        if self.has_int8_activations:
+            padded_out, padded_in = (-(-size // 64) * 64 for size in (out_features, in_features))
+            return padded_out * (padded_in + 4) + out_features * 4
         if not self.is_grouped:
             return out_features * (in_features + 4)
         num_groups = -(-in_features // (group_size or in_features))
