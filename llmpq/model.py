@@ -1,6 +1,8 @@
 """The dimensions of a model, and where its files are."""
 
+import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +78,16 @@ class ModelFiles:
         )
 
     @property
+    def fingerprint(self) -> str:
+        """Changes when the files do: a digest of their names, sizes and modification times."""
+        if self.gguf:
+            paths = [self.directory / self.gguf]
+        else:
+            paths = sorted((*self.directory.glob("*.json"), *self.directory.glob("*.safetensors")))
+        stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        return hashlib.sha256(repr(stats).encode()).hexdigest()
+
+    @property
     def from_pretrained(self) -> dict[str, str]:
         """Keyword arguments that make any transformers `from_pretrained` read these files."""
         source = {"pretrained_model_name_or_path": str(self.directory)}
@@ -89,9 +101,15 @@ def read_config(model: str) -> "PretrainedConfig":
         NotFoundError: No such model.
         InvalidInputError: A family that no stage server can run; the message lists those that can be.
     """
+    files = ModelFiles.locate(model)
+    return _read_config(model, files, files.fingerprint)
+
+
+@lru_cache(maxsize=4)
+def _read_config(model: str, files: ModelFiles, fingerprint: str) -> "PretrainedConfig":  # noqa: ARG001 keys the cache
+    """Reading the configuration of a GGUF file parses its whole vocabulary, which takes seconds."""
     from transformers import AutoConfig  # noqa: PLC0415 takes a second, and most processes never need it
 
-    files = ModelFiles.locate(model)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(**files.from_pretrained)
     except (ValueError, KeyError, OSError) as error:

@@ -75,7 +75,7 @@ class _RecordingLinear(QuantizedLinear):
     """A linear that takes statistics of its inputs."""
 
     def __init__(self, inner: QuantizedLinear) -> None:
-        super().__init__(inner.out_features, inner.in_features, inner.bias)
+        super().__init__(torch.Size((inner.out_features, inner.in_features)), inner.bias)
         self._inner = inner
         self.inputs = RunningVariance()
 

@@ -35,10 +35,13 @@ class SliceSpec:
         """Whether the stage has the head."""
         return self.stage == self.num_stages - 1
 
-    @property
-    def weights_key(self) -> tuple[object, ...]:
-        """Equal for specs whose weights are the same, whatever their cache and neighbours."""
-        return self.model, self.first_layer, self.layers, self.is_first, self.is_last
+    def weights_key(self, fingerprint: str) -> tuple[object, ...]:
+        """Equal for specs whose weights are the same, whatever their cache and neighbours.
+
+        Args:
+            fingerprint: Of the model's files, which may have been replaced under the same name.
+        """
+        return self.model, fingerprint, self.first_layer, self.layers, self.is_first, self.is_last
 
     def check(self, shape: ModelShape) -> None:
         """Raises InvalidInputError if the spec contradicts itself or the model."""

@@ -13,7 +13,7 @@ import torch
 from llmpq.device import LatencyPoint
 from llmpq.errors import InvalidInputError, PreconditionError
 from llmpq.frames import Frame
-from llmpq.model import read_shape
+from llmpq.model import ModelFiles, read_shape
 from llmpq.plan import LayerSensitivity, StageMemory
 from llmpq.schemes import SCHEMES
 from stage_server.decoder_layer import DecoderLayer
@@ -59,6 +59,7 @@ class Stage:
         self.memory = StageMemory(budget_bytes=device.description.memory_budget_bytes)
         self.is_loading = False
         self._held: _Held | None = None
+        self._opened: tuple[tuple[str, str], ModelLoader] | None = None
         self._deployed = AsyncExitStack()
         self._changing = asyncio.Lock()
         self._executor = ThreadPoolExecutor(1, "compute", initializer=lambda: torch.set_grad_enabled(False))
@@ -140,9 +141,10 @@ class Stage:
         spec.check(shape)
         require_fit(self.device_id, spec, spec.expected_memory(shape, self.device.description))
         await self._end_deployment()
-        if self._held is None or self._held.key != spec.weights_key:
+        key = spec.weights_key(ModelFiles.locate(spec.model).fingerprint)
+        if self._held is None or self._held.key != key:
             self._release_weights()
-            async for progress in self._load_weights(spec):
+            async for progress in self._load_weights(spec, key):
                 yield progress
         held = cast("_Held", self._held)
         cache = await self._on_thread(self._allocate_cache, spec, held.decoder)
@@ -168,7 +170,7 @@ class Stage:
         )
         yield LoadProgress(len(spec.layers), len(spec.layers), self.memory)
 
-    async def _load_weights(self, spec: SliceSpec) -> AsyncIterator[LoadProgress]:
+    async def _load_weights(self, spec: SliceSpec, key: tuple[object, ...]) -> AsyncIterator[LoadProgress]:
         loader = await self._on_thread(self._open, spec.model)
         total = len(spec.layers)
         embedding = await self._on_thread(loader.load_embedding) if spec.is_first else None
@@ -183,10 +185,14 @@ class Stage:
             yield LoadProgress(len(layers), total, loaded)
         rotary = rotary_of(loader.spec, self.device.torch_device)
         weights = ModelSlice(tuple(layers), embedding, head, rotary)
-        self._held = _Held(spec.weights_key, loader.spec, weights)
+        self._held = _Held(key, loader.spec, weights)
 
     def _open(self, model: str) -> ModelLoader:
-        return ModelLoader(model, self.device.torch_device, self.device.compute_dtype)
+        """The loader of a model; kept, because opening a GGUF file again takes seconds."""
+        key = (model, ModelFiles.locate(model).fingerprint)
+        if self._opened is None or self._opened[0] != key:
+            self._opened = key, ModelLoader(model, self.device.torch_device, self.device.compute_dtype)
+        return self._opened[1]
 
     def _allocate_cache(self, spec: SliceSpec, decoder: DecoderSpec) -> KvCache:
         return KvCache(
