@@ -36,8 +36,8 @@ function requestLine(prompt, index) {
   return JSON.stringify({
     custom_id: `prompt-${index + 1}`,
     method: "POST",
-    url: "/v1/chat/completions",
-    body: { messages: [{ role: "user", content: prompt }], max_tokens: MAX_TOKENS, temperature: 0 },
+    url: "/v1/completions",
+    body: { prompt, max_tokens: MAX_TOKENS, temperature: 0 },
   });
 }
 
@@ -56,7 +56,7 @@ async function main(address, model, ...prompts) {
   if (!address || !model) throw new Error("usage: node batch.js HOST:PORT MODEL [PROMPT...]");
   const client = new CoordinatorService(address, grpc.credentials.createInsecure());
   try {
-    const { batch_id } = await submit(client, model, prompts.length ? prompts : ["What is a mesh?", "Name three rivers."]);
+    const { batch_id } = await submit(client, model, prompts.length ? prompts : ["Once upon a time", "The capital of France is"]);
     const state = await watch(client, batch_id);
     for await (const result of client.GetResults({ batch_id })) console.log(result.json);
     process.exitCode = state === "BATCH_STATE_COMPLETED" ? 0 : 1;

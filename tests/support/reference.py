@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from llmpq.model import ModelFiles
 
@@ -19,10 +20,13 @@ class Reference:
     @classmethod
     def load(cls, model: str) -> "Reference":
         """Loads a directory or a GGUF file."""
-        source = ModelFiles.locate(model).from_pretrained
-        loaded = AutoModelForCausalLM.from_pretrained(**source, dtype="auto")
+        files = ModelFiles.locate(model)
+        source = files.from_pretrained
+        is_directory = files.gguf is None
+        loaded = AutoModelForCausalLM.from_pretrained(**source, dtype="auto") if is_directory else _from_gguf(files)
         is_bfloat16 = loaded.dtype is torch.bfloat16
         loaded = loaded.float().eval()
+        loaded.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)  # greedy, and no token ends it
         for parameter in loaded.parameters():
             if parameter.ndim == 2 and not is_bfloat16:  # norms and biases are not rounded
                 rounded = parameter.data.half()
@@ -36,6 +40,14 @@ class Reference:
     def complete_ids(self, prompt_ids: Sequence[int], num_tokens: int) -> str:
         """As `complete`, for a prompt in tokens."""
         inputs = torch.tensor([list(prompt_ids)])
-        greedy = GenerationConfig(max_new_tokens=num_tokens, do_sample=False, eos_token_id=None, pad_token_id=0)
-        output = self.model.generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=greedy)
+        output = self.model.generate(inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=num_tokens)
         return self.tokenizer.decode(output[0, len(prompt_ids) :], skip_special_tokens=True)
+
+
+def _from_gguf(files: ModelFiles) -> PreTrainedModel:
+    """The model by transformers' own reader of GGUF; its `from_pretrained` would need a further package for it."""
+    config = AutoConfig.from_pretrained(**files.from_pretrained)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    tensors = load_gguf_checkpoint(files.directory / files.gguf, return_tensors=True, model_to_load=skeleton)["tensors"]
+    return type(skeleton).from_pretrained(None, config=config, state_dict=tensors)

@@ -1,0 +1,89 @@
+"""A mesh at w16 generates what transformers generates from the same weights, however the work is divided."""
+
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+from mesh import Mesh, completion
+from reference import Reference
+
+from llmpq import BatchState, PlanOptions
+
+NUM_TOKENS = 64
+
+TEXTS = (
+    "Once upon a time",
+    "The",
+    "Lily and Tom went to the park with a big red ball. They played all day long, and then",
+    (
+        "The capital of France is Paris, a city on the river Seine with more than two million people. The capital of "
+        "Germany is Berlin, which lies on the river Spree. The capital of Italy is Rome. Write down the capital of Spain"
+    ),
+)
+#: Lengths of prompts for models whose tokens are no words.
+RAGGED = (3, 1, 41, 17, 6, 90, 2)
+
+#: Prefill micro-batch, decode micro-batch and lanes; fewer and more slots than requests, full and partly filled.
+CHOICES = ((1, 1, 1), (2, 3, 2), (3, 1, 4))
+
+
+@pytest.fixture(scope="module", params=(1, 2, 3), ids=lambda stages: f"{stages}-stages")
+def mesh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """A mesh of one, two or three stages that serves several batches."""
+    with Mesh(tmp_path_factory.mktemp("mesh"), num_stages=request.param) as mesh:
+        yield mesh
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("family", ["random_opt", "random_llama", "random_llama_untied"])
+def test_random_models(mesh: Mesh, family: str, choice: tuple[int, int, int], request: pytest.FixtureRequest) -> None:
+    """Random weights, where each token differs, come out the same for every split, micro-batch size and lane count."""
+    prompts = tuple(tuple((7 * length + 11 * at) % 317 + 3 for at in range(length)) for length in RAGGED)
+    _check(mesh, request.getfixturevalue(family), prompts, choice)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_stories260k(mesh: Mesh, stories260k: str, choice: tuple[int, int, int]) -> None:
+    """A trained Llama stored in float32 tells transformers' stories."""
+    _check(mesh, stories260k, TEXTS, choice)
+
+
+def test_smollm2(mesh: Mesh, smollm2: str) -> None:
+    """A real model out of a GGUF file, at other micro-batch sizes for each number of stages."""
+    choice = {1: (4, 2, 1), 2: (1, 3, 2), 3: (2, 1, 3)}[mesh.num_stages]
+    _check(mesh, smollm2, TEXTS, choice)
+
+
+def _check(mesh: Mesh, model: str, prompts: tuple[str | tuple[int, ...], ...], choice: tuple[int, int, int]) -> None:
+    prefill_micro_batch, decode_micro_batch, num_lanes = choice
+    options = PlanOptions(
+        allowed_schemes=("w16",),
+        prefill_micro_batch=prefill_micro_batch,
+        decode_micro_batch=decode_micro_batch,
+        num_lanes=num_lanes,
+        use_all_devices=True,
+    )
+    lines = [
+        completion(str(index), prompt if isinstance(prompt, str) else list(prompt), NUM_TOKENS)
+        for index, prompt in enumerate(prompts)
+    ]
+
+    finished = mesh.run(lines, model=model, plan_options=options, ignore_stop=True)
+
+    assert finished.batch.state is BatchState.COMPLETED, finished.batch.status_message
+    plan = finished.batch.plan
+    assert plan is not None
+    assert (plan.prefill_micro_batch, plan.decode_micro_batch, plan.num_lanes) == choice
+    assert len(plan.stages) == mesh.num_stages
+    assert finished.texts == {str(index): text for index, text in enumerate(_expected(model, prompts))}
+
+
+@cache
+def _expected(model: str, prompts: tuple[str | tuple[int, ...], ...]) -> tuple[str, ...]:
+    reference = Reference.load(model)
+    return tuple(
+        reference.complete(prompt, NUM_TOKENS)
+        if isinstance(prompt, str)
+        else reference.complete_ids(prompt, NUM_TOKENS)
+        for prompt in prompts
+    )
