@@ -17,7 +17,7 @@ TEXTS = (
     "Lily and Tom went to the park with a big red ball. They played all day long, and then",
     (
         "The capital of France is Paris, a city on the river Seine with more than two million people. The capital of "
-        "Germany is Berlin, which lies on the river Spree. The capital of Italy is Rome. Write down the capital of Spain"
+        "Germany is Berlin, which lies on the river Spree. The capital of Italy is Rome. Now say the capital of Spain"
     ),
 )
 #: Lengths of prompts for models whose tokens are no words.
