@@ -12,9 +12,9 @@ from stage_server.cpu_class import CPU_CLASSES, available_cpu_classes, restrict_
 
 def main() -> int:
     """Runs the process; returns its exit code."""
-    config = _parse(sys.argv[1:])
-    configure_logging("stage_server", level=config.log_level)
     try:
+        config = _parse(sys.argv[1:])
+        configure_logging("stage_server", level=config.log_level)
         if config.device == "cpu":
             restrict_cpu(config.cpu_class, config.cores)
         # torch reads the instruction set when it is imported, so everything that imports it waits until here.

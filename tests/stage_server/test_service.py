@@ -1,7 +1,7 @@
 """The stage server as its neighbours see it, over real gRPC, with a stand-in for the coordinator's end of the ring."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -91,6 +91,11 @@ def load_request(
     )
     for _ in range(bounds[stage + 1] - bounds[stage]):
         request.layers.add(scheme="w16")
+    return replaced(request, changes)
+
+
+def replaced(request: pb.LoadStageRequest, changes: Mapping[str, object]) -> pb.LoadStageRequest:
+    """The request with other values in some fields."""
     for field, value in changes.items():
         setattr(request, field, value)
     return request
@@ -322,7 +327,7 @@ async def test_bad_load_is_refused_and_the_deployment_stays(
     async with stage_server() as (address, stage):
         await load(address, load_request(directory, "127.0.0.1:1"))
         with pytest.raises(error, match=says):
-            await load(address, load_request(directory, "127.0.0.1:1", **changes))
+            await load(address, replaced(load_request(directory, "127.0.0.1:1"), changes))
         assert stage.deployment is not None
 
 
