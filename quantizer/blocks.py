@@ -1,11 +1,12 @@
-"""Blocks of rows: matrices are worked through in pieces whose fp32 form stays in the cache of one core."""
+"""Blocks of rows: matrices are worked through in pieces whose fp32 form is still in the cache when it is used."""
 
 from collections.abc import Sequence
 
 import torch
 
-#: Elements of a block: 1 MiB of fp32, which fits the second-level cache of current cores.
-BLOCK_ELEMENTS = 2**18
+#: Elements of a block: 2 MiB of fp32. Smaller ones fit the second-level cache better but lose more to per-block calls
+#: (a quarter of the time of few rows at 1 MiB); larger ones gain little more.
+BLOCK_ELEMENTS = 2**19
 
 
 def rows_per_block(row_elements: int) -> int:
