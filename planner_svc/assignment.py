@@ -1,0 +1,122 @@
+"""The inner problem: which layers go where at which precision, once device order and micro-batch sizes are fixed."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner_svc.schedule import Schedule
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Bytes that a stage lacks even at the most compressed schemes; none if all layers fit."""
+
+    stage: int
+    short_bytes: int
+
+
+@dataclass(frozen=True)
+class AssignmentProblem:
+    """Costs of every choice. All layers have the same shape, so only omega depends on the layer.
+
+    A row of omega may also stand for a group of g layers, if times and bytes are those of g layers.
+
+    Attributes:
+        layer_prefill_s: (stages, schemes) seconds of a layer per prefill frame; infinite where the device cannot.
+        layer_decode_s: (stages, schemes) the same per decode micro-batch.
+        outside_prefill_s: (stages) seconds of embedding and head per prefill frame.
+        outside_decode_s: (stages) the same per decode micro-batch.
+        link_prefill_s: (stages) seconds of the link to the stage per prefill frame.
+        link_decode_s: (stages) the same per decode micro-batch.
+        layer_bytes: (stages, schemes) bytes of a layer with its KV cache.
+        capacity_bytes: (stages) bytes that are left for layers.
+        omega: (layers, schemes) what quantizing costs in quality.
+        theta_s: Seconds that a unit of omega is worth.
+        quality_budget: Limit on the sum of omega, or None.
+        schedule: Numbers of frames, lanes and rounds.
+    """
+
+    layer_prefill_s: Floats
+    layer_decode_s: Floats
+    outside_prefill_s: Floats
+    outside_decode_s: Floats
+    link_prefill_s: Floats
+    link_decode_s: Floats
+    layer_bytes: Floats
+    capacity_bytes: Floats
+    omega: Floats
+    theta_s: float
+    quality_budget: float | None
+    schedule: Schedule
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self.omega)
+
+    @property
+    def num_stages(self) -> int:
+        """Stages."""
+        return len(self.capacity_bytes)
+
+    @property
+    def num_schemes(self) -> int:
+        """Schemes."""
+        return int(self.omega.shape[1])
+
+    @property
+    def is_usable(self) -> NDArray[np.bool_]:
+        """(stages, schemes): whether the stage's device can run the scheme."""
+        return np.isfinite(self.layer_decode_s)
+
+    def quality_only(self) -> "AssignmentProblem":
+        """The same layers and memory, with the sum of omega as the only objective."""
+        free = {
+            name: np.zeros_like(getattr(self, name))
+            for name in ("outside_prefill_s", "outside_decode_s", "link_prefill_s", "link_decode_s")
+        }
+        layer_s = np.where(self.is_usable, 0.0, np.inf)
+        return replace(self, layer_prefill_s=layer_s, layer_decode_s=layer_s, theta_s=1.0, quality_budget=None, **free)
+
+    def time_bound_s(self) -> float:
+        """A lower bound on the time, from each stage's fastest scheme, whatever memory and quality say.
+
+        Sum:     every stage has a layer, and the others go to the fastest stage.
+        Slowest: at least the balanced share (layers + sum(outside / fastest)) / sum(1 / fastest), and at least any
+                 stage with one layer, and any link.
+        """
+        prefill = _phase_bound(self.layer_prefill_s, self.outside_prefill_s, self.link_prefill_s, self.num_layers)
+        decode = _phase_bound(self.layer_decode_s, self.outside_decode_s, self.link_decode_s, self.num_layers)
+        return self.schedule.prefill_s(*prefill) + self.schedule.decode_s(*decode)
+
+    def objective_bound_s(self) -> float:
+        """A lower bound on time + theta * sum(omega)."""
+        usable = self.is_usable.any(axis=0)
+        return self.time_bound_s() + self.theta_s * float(self.omega[:, usable].min(axis=1).sum())
+
+    def shortage(self) -> Shortage:
+        """What is missing if every layer is stored as compressed as its stage can; zero bytes if nothing is."""
+        smallest = np.where(self.is_usable, self.layer_bytes, np.inf).min(axis=1)
+        lacking = smallest - self.capacity_bytes
+        if lacking.max() > 0:
+            return Shortage(int(lacking.argmax()), int(lacking.max()))
+        held = np.floor(self.capacity_bytes / smallest)
+        homeless = self.num_layers - held.sum()
+        if homeless <= 0:
+            return Shortage(0, 0)
+        short = (held + homeless) * smallest - self.capacity_bytes
+        return Shortage(int(short.argmin()), int(short.min()))
+
+
+def _phase_bound(layer_s: Floats, outside_s: Floats, link_s: Floats, num_layers: int) -> tuple[float, float]:
+    """Lower bounds on (sum, slowest) of a phase; see `AssignmentProblem.time_bound_s`."""
+    fastest = layer_s.min(axis=1)
+    with_one_layer = outside_s + fastest
+    total = with_one_layer.sum() + (num_layers - len(fastest)) * fastest.min() + link_s.sum()
+    slowest = max(with_one_layer.max(), link_s.max())
+    if fastest.min() > 0:
+        slowest = max(slowest, (num_layers + (outside_s / fastest).sum()) / (1 / fastest).sum())
+    return float(total), float(slowest)

@@ -1,0 +1,170 @@
+"""The outer search: best-first over candidates, each bounded ever more closely before its program is solved.
+
+A candidate enters with a bound that costs microseconds (`AssignmentProblem.objective_bound_s`), comes back with that of
+the relaxed program, and is solved only if it is still the most promising. The search ends when no candidate is left
+that could improve on the incumbent by more than `SEARCH_TOLERANCE`.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
+
+from llmpq.errors import DoesNotFitError, PreconditionError
+from llmpq.plan import Plan
+from planner_svc.assignment import AssignmentProblem
+from planner_svc.milp import AssignmentModel, Solution
+from planner_svc.space import Candidate, SearchSpace
+
+#: Improvements that are not worth searching for, as a share of the objective: far below what predictions are good to.
+SEARCH_TOLERANCE = 0.005
+
+#: Longest single solve, so that a cancelled search ends soon.
+_SOLVE_LIMIT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a search is; `best_objective_s` is 0 until there is a plan."""
+
+    candidates_done: int
+    candidates_total: int
+    best_objective_s: float
+
+
+#: Told of progress after each step. Whatever it raises ends the search.
+OnProgress = Callable[[Progress], None]
+
+
+class Search:
+    """One search.
+
+    Args:
+        space: Where to search.
+        incumbent: A plan to improve on, or None.
+        deadline: Value of `time.monotonic` at which to stop and return the best plan so far.
+        on_progress: Told after each step.
+    """
+
+    def __init__(self, space: SearchSpace, incumbent: Plan | None, deadline: float, on_progress: OnProgress) -> None:
+        self._space = space
+        self._best = incumbent
+        self._deadline = deadline
+        self._on_progress = on_progress
+        self._models: dict[tuple[int, bool], AssignmentModel] = {}
+        self._closed_bound_s = float("inf")
+
+    def run(self) -> Plan:
+        """The best plan found, with the gap to what is not excluded.
+
+        Raises:
+            DoesNotFitError: No candidate fits the memory, even at its most compressed.
+            PreconditionError: The quality budget cannot be met, or no plan was found in time.
+        """
+        candidates = self._space.candidates
+        queue = [
+            (self._space.problem(candidate).objective_bound_s(), number, False)
+            for number, candidate in enumerate(candidates)
+        ]
+        heapify(queue)
+        is_any_fitting = False
+        while queue and queue[0][0] < self._cutoff_s and not self._is_late:
+            bound_s, number, is_relaxed = heappop(queue)
+            problem = self._space.problem(candidates[number])
+            if is_relaxed:
+                self._solve(candidates[number], problem)
+            elif problem.shortage().short_bytes == 0:
+                is_any_fitting = True
+                relaxed = self._model(problem, is_relaxed=True).solve(problem, time_limit_s=_SOLVE_LIMIT_S)
+                heappush(queue, (max(bound_s, relaxed.bound_s), number, True))
+            self._on_progress(Progress(len(candidates) - len(queue), len(candidates), self._best_objective_s))
+        if self._best is None:
+            raise self._explain(is_any_fitting=is_any_fitting, is_exhausted=not queue)
+        self._on_progress(Progress(len(candidates), len(candidates), self._best_objective_s))
+        return self._with_gap(self._best, min([self._closed_bound_s, *(entry[0] for entry in queue)]))
+
+    @property
+    def _best_objective_s(self) -> float:
+        return self._space.objective_s(self._best) if self._best else 0.0
+
+    @property
+    def _cutoff_s(self) -> float:
+        """An objective must be below this to be of interest."""
+        return self._best_objective_s * (1 - SEARCH_TOLERANCE) if self._best else float("inf")
+
+    @property
+    def _is_late(self) -> bool:
+        return time.monotonic() >= self._deadline
+
+    def _model(self, problem: AssignmentProblem, *, is_relaxed: bool) -> AssignmentModel:
+        key = problem.num_stages, is_relaxed
+        if key not in self._models:
+            self._models[key] = AssignmentModel(problem, is_relaxed=is_relaxed)
+        return self._models[key]
+
+    def _solve(self, candidate: Candidate, problem: AssignmentProblem) -> None:
+        time_limit_s = min(_SOLVE_LIMIT_S, max(self._deadline - time.monotonic(), 0.0))
+        model = self._model(problem, is_relaxed=False)
+        solution = model.solve(problem, time_limit_s=time_limit_s, cutoff_s=self._cutoff_s)
+        self._closed_bound_s = min(self._closed_bound_s, solution.bound_s)
+        self._keep_if_better(candidate, solution)
+
+    def _keep_if_better(self, candidate: Candidate, solution: Solution) -> None:
+        if solution.assignment is None:
+            return
+        plan = self._space.plan(candidate, solution.assignment, "llm-pq")
+        if self._best is None or self._space.objective_s(plan) < self._best_objective_s:
+            self._best = plan
+
+    def _with_gap(self, plan: Plan, bound_s: float) -> Plan:
+        objective_s = self._best_objective_s
+        gap = max(1 - bound_s / objective_s, 0.0) if objective_s else 0.0
+        return replace(plan, estimate=replace(plan.estimate, gap=gap))
+
+    def _explain(self, *, is_any_fitting: bool, is_exhausted: bool) -> PreconditionError:
+        if not is_exhausted:
+            return PreconditionError(
+                "No plan was found in the time allowed. Raise options.time_limit_s, or fix micro-batch sizes.",
+                reason="TIME_LIMIT",
+                subject="problem.options.time_limit_s",
+            )
+        if not is_any_fitting:
+            return self._does_not_fit()
+        reachable = self._smallest_loss()
+        return PreconditionError(
+            f"No plan that fits the memory has a quality loss within {self._space.options.quality_budget:g}; "
+            f"the smallest that can be reached is {reachable:.6g}. Raise the budget, or add memory.",
+            reason="QUALITY_BUDGET_INFEASIBLE",
+            subject="problem.options.quality_budget",
+            metadata={"smallest_quality_loss": repr(reachable)},
+        )
+
+    def _does_not_fit(self) -> DoesNotFitError:
+        """Names the device that is short of the fewest bytes in any candidate."""
+        shortages = [(self._space.problem(candidate).shortage(), candidate) for candidate in self._space.candidates]
+        shortage, candidate = min(shortages, key=lambda entry: entry[0].short_bytes)
+        device_id = candidate.order[shortage.stage]
+        short_bytes = shortage.short_bytes
+        enough_bytes = self._space.cost.devices[device_id].description.memory_budget_bytes + short_bytes
+        return DoesNotFitError(
+            f"The model does not fit, however much it is compressed: at best, device {device_id} is {short_bytes:,} "
+            f"bytes short. A memory budget of {enough_bytes:,} bytes on it would do, or a further device, or shorter "
+            "sequences.",
+            subject=device_id,
+            metadata={"short_bytes": str(short_bytes), "enough_bytes": str(enough_bytes)},
+        )
+
+    def _smallest_loss(self) -> float:
+        """The least sum of omega that the memory allows; smaller micro-batches never need more memory."""
+        loosest = {}
+        for candidate in sorted(
+            self._space.candidates, key=lambda c: (-c.setting.num_slots, -c.setting.prefill_micro_batch)
+        ):
+            loosest[candidate.order] = candidate
+        losses = []
+        for candidate in loosest.values():
+            problem = self._space.problem(candidate).quality_only()
+            if problem.shortage().short_bytes == 0:
+                solution = AssignmentModel(problem).solve(problem, time_limit_s=_SOLVE_LIMIT_S)
+                losses.append(solution.bound_s)
+        return min(losses)

@@ -1,0 +1,256 @@
+"""The search space of one problem: device orders, micro-batch sizes, and the inner problem of each combination."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+
+import numpy as np
+
+from llmpq.device import Phase
+from llmpq.errors import PreconditionError
+from llmpq.memory import kv_bytes, layer_bytes
+from llmpq.plan import LayerPrecision, Plan, StagePlan
+from llmpq.schemes import SCHEMES
+from planner_svc.assignment import AssignmentProblem, Floats
+from planner_svc.cost import CostModel, profiles_alike
+from planner_svc.memory import stage_memory
+from planner_svc.milp import Assignment
+from planner_svc.quality import omega_matrix
+from planner_svc.schedule import Setting
+from planner_svc.workload import Load
+
+#: Theta where the request sets neither weight nor budget, as a share of the least conceivable time: w4 on every layer
+#: (omega 1) must save a quarter of that time. A share means the same for every model, cluster and batch; an absolute
+#: number of seconds does not.
+DEFAULT_THETA_SHARE = 0.25
+
+#: Device orders that are tried at most, those with the most devices first.
+MAX_ORDERS = 500
+
+Order = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What the search enumerates: everything but the assignment."""
+
+    order: Order
+    setting: Setting
+
+
+class SearchSpace:
+    """Candidates and their inner problems.
+
+    Args:
+        cost: The cost model of the problem.
+
+    Raises:
+        InvalidInputError: A sensitivity is missing.
+        PreconditionError: No device can run any of the allowed schemes.
+    """
+
+    def __init__(self, cost: CostModel) -> None:
+        self.cost = cost
+        self.options = cost.problem.options
+        self.usable = {device_id: self._usable(device_id) for device_id in cost.devices}
+        self.schemes = tuple(name for name in SCHEMES if any(name in usable for usable in self.usable.values()))
+        if not self.schemes:
+            raise PreconditionError(
+                "No device can run any of the allowed schemes and has latency points for it. Allow other schemes, or "
+                "profile the devices for these.",
+                reason="NO_USABLE_SCHEME",
+                subject="problem.options.allowed_schemes",
+            )
+        self.omega = omega_matrix(cost.problem.sensitivities, cost.shape.num_layers, self.schemes)
+
+    @cached_property
+    def candidates(self) -> list[Candidate]:
+        """All combinations of order and setting."""
+        return [Candidate(order, setting) for order in self.orders() for setting in self.settings(order)]
+
+    @cached_property
+    def theta_s(self) -> float:
+        """Seconds that a unit of omega is worth: as asked for, none under a budget, or else `DEFAULT_THETA_SHARE`."""
+        if self.options.quality_weight is not None:
+            return self.options.quality_weight
+        if self.options.quality_budget is not None:
+            return 0.0
+        return DEFAULT_THETA_SHARE * min(self._problem(candidate, 0.0).time_bound_s() for candidate in self.candidates)
+
+    def orders(self) -> list[Order]:
+        """Ordered selections of devices that can hold a layer; of those that differ in names only, one."""
+        usable = [device_id for device_id, schemes in self.usable.items() if schemes]
+        kinds: list[list[str]] = []
+        for device_id in usable:
+            profile = self.cost.devices[device_id]
+            alike = next((kind for kind in kinds if profiles_alike(self.cost.devices[kind[0]], profile)), None)
+            if alike is None:
+                kinds.append([device_id])
+            else:
+                alike.append(device_id)
+        most = min(len(usable), self.cost.shape.num_layers)
+        fewest = most if self.options.use_all_devices else 1
+        sizes = range(most, fewest - 1, -1)
+        return list(islice((order for size in sizes for order in _selections(kinds, size)), MAX_ORDERS))
+
+    def settings(self, order: Order) -> list[Setting]:
+        """Micro-batch sizes to try on a pipeline, unless the options fix them.
+
+        - lanes: 1 to stages + 1; more cannot shorten a round;
+        - xi: all requests in the cache at once, or in 2, 4, 8, ... waves where memory is short; at most a frame;
+        - eta: 1, 2, 4, ... up to a frame of mean prompts and to the slots, and that largest number itself.
+        """
+        requests = self.cost.workload.num_requests
+        max_rows = self.cost.max_frame_rows(order)
+        lanes = [self.options.num_lanes] if self.options.num_lanes else range(1, min(len(order) + 1, requests) + 1)
+        settings: dict[Setting, None] = {}
+        for num_lanes in lanes:
+            for decode_micro_batch in self._decode_sizes(num_lanes, min(requests, max_rows)):
+                slots = min(num_lanes * decode_micro_batch, requests)
+                largest = max(min(slots, int(max_rows / self.cost.workload.mean_prompt_tokens)), 1)
+                for prefill_micro_batch in self._prefill_sizes(largest):
+                    settings[Setting(prefill_micro_batch, decode_micro_batch, num_lanes)] = None
+        return list(settings)
+
+    def problem(self, candidate: Candidate) -> AssignmentProblem:
+        """The inner problem of a candidate."""
+        return self._problem(candidate, self.theta_s)
+
+    def plan(self, candidate: Candidate, assignment: Assignment, strategy: str) -> Plan:
+        """The evaluated plan of a candidate with an assignment.
+
+        Raises:
+            DoesNotFitError: It takes more memory than there is.
+        """
+        group_size = self.options.effective_group_size
+        stages, first_layer = [], 0
+        for device_id, numbers in zip(candidate.order, assignment, strict=True):
+            layers = tuple(_precision(self.schemes[number], group_size) for number in numbers)
+            stages.append(StagePlan(device_id, first_layer, layers))
+            first_layer += len(layers)
+        setting = candidate.setting
+        return self.cost.evaluate(
+            Plan(
+                model=self.cost.problem.model,
+                strategy=strategy,
+                stages=tuple(stages),
+                prefill_micro_batch=setting.prefill_micro_batch,
+                decode_micro_batch=setting.decode_micro_batch,
+                num_lanes=setting.num_lanes,
+                max_sequence_tokens=self.cost.workload.max_sequence_tokens,
+                max_prefill_tokens=self.cost.max_prefill_tokens(candidate.order, setting),
+            )
+        )
+
+    def objective_s(self, plan: Plan) -> float:
+        """Time + theta * sum(omega)."""
+        return plan.estimate.total_s + self.theta_s * plan.estimate.quality_loss
+
+    def _usable(self, device_id: str) -> frozenset[str]:
+        """Schemes that are allowed, that the device can run and that it has points for."""
+        description = self.cost.devices[device_id].description
+        allowed = self.options.allowed_schemes or tuple(SCHEMES)
+        return self.cost.latencies[device_id].schemes & set(description.schemes) & set(allowed)
+
+    def _decode_sizes(self, num_lanes: int, most: int) -> list[int]:
+        if self.options.decode_micro_batch:
+            return [self.options.decode_micro_batch]
+        largest = min(-(-self.cost.workload.num_requests // num_lanes), most)
+        return [-(-largest // 2**halvings) for halvings in range(largest.bit_length() + 1)]
+
+    def _prefill_sizes(self, largest: int) -> list[int]:
+        if self.options.prefill_micro_batch:
+            return [self.options.prefill_micro_batch]
+        return [*(2**power for power in range(largest.bit_length()) if 2**power < largest), largest]
+
+    def _problem(self, candidate: Candidate, theta_s: float) -> AssignmentProblem:
+        order, setting = candidate.order, candidate.setting
+        schedule = self.cost.schedule(order, setting)
+        return AssignmentProblem(
+            layer_prefill_s=self._layer_s(order, Phase.PREFILL, schedule.prefill_load),
+            layer_decode_s=self._layer_s(order, Phase.DECODE, schedule.decode_load),
+            outside_prefill_s=self._outside_s(order, schedule.prefill_load),
+            outside_decode_s=self._outside_s(order, schedule.decode_load),
+            link_prefill_s=self._link_s(order, schedule.prefill_load),
+            link_decode_s=self._link_s(order, schedule.decode_load),
+            layer_bytes=self._layer_bytes(order, setting),
+            capacity_bytes=self._capacity_bytes(order, setting),
+            omega=self.omega,
+            theta_s=theta_s,
+            quality_budget=self.options.quality_budget,
+            schedule=schedule,
+        )
+
+    def _layer_s(self, order: Order, phase: Phase, load: Load) -> Floats:
+        return np.array(
+            [
+                [
+                    self.cost.layer_s(device_id, scheme, phase, load) if scheme in self.usable[device_id] else np.inf
+                    for scheme in self.schemes
+                ]
+                for device_id in order
+            ]
+        )
+
+    def _outside_s(self, order: Order, load: Load) -> Floats:
+        last = len(order) - 1
+        return np.array(
+            [
+                self.cost.outside_s(device_id, load, is_first=number == 0, is_last=number == last)
+                for number, device_id in enumerate(order)
+            ]
+        )
+
+    def _link_s(self, order: Order, load: Load) -> Floats:
+        senders = (None, *order[:-1])
+        return np.array([self.cost.link_s(*ends, load) for ends in zip(senders, order, strict=True)])
+
+    def _layer_bytes(self, order: Order, setting: Setting) -> Floats:
+        """(stages, schemes) bytes of one layer with its KV cache."""
+        shape, group_size = self.cost.shape, self.options.effective_group_size
+        weights = [layer_bytes(shape, _precision(scheme, group_size)) for scheme in self.schemes]
+        caches = [
+            kv_bytes(
+                shape,
+                num_layers=1,
+                num_slots=setting.num_slots,
+                max_sequence_tokens=self.cost.workload.max_sequence_tokens,
+                activation_bytes=self.cost.devices[device_id].description.activation_bytes,
+            )
+            for device_id in order
+        ]
+        return np.array([[cache + weight for weight in weights] for cache in caches], dtype=float)
+
+    def _capacity_bytes(self, order: Order, setting: Setting) -> Floats:
+        """(stages) budget less everything but the layers; may be negative."""
+        memories = [
+            stage_memory(
+                self.cost.shape,
+                self.cost.devices[device_id].description,
+                (),
+                is_first=number == 0,
+                is_last=number == len(order) - 1,
+                num_slots=setting.num_slots,
+                max_sequence_tokens=self.cost.workload.max_sequence_tokens,
+                max_prefill_tokens=self.cost.max_prefill_tokens(order, setting),
+            )
+            for number, device_id in enumerate(order)
+        ]
+        return np.array([memory.budget_bytes - memory.used_bytes for memory in memories], dtype=float)
+
+
+def _precision(scheme: str, group_size: int) -> LayerPrecision:
+    return LayerPrecision(scheme, group_size if SCHEMES[scheme].is_grouped else 0)
+
+
+def _selections(kinds: Sequence[Sequence[str]], size: int) -> Iterator[Order]:
+    """Ordered selections of `size` devices; of each kind, devices are taken in the order given."""
+    if size == 0:
+        yield ()
+        return
+    for number, kind in enumerate(kinds):
+        if kind:
+            left = [*kinds[:number], kind[1:], *kinds[number + 1 :]]
+            for rest in _selections(left, size - 1):
+                yield (kind[0], *rest)
