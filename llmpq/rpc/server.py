@@ -20,7 +20,7 @@ from llmpq.rpc.status import abort_with
 
 log = structlog.get_logger(__name__)
 
-#: How long running calls may take to end after SIGTERM.
+#: How long running calls may take to end after SIGTERM, unless a process says otherwise.
 DRAIN_S = 5.0
 
 _SERVER_OPTIONS = (
@@ -51,6 +51,8 @@ async def serving(
     listen: str,
     add_services: Callable[[grpc.aio.Server], None],
     service_names: Sequence[str],
+    *,
+    drain_s: float = DRAIN_S,
 ) -> AsyncIterator[RunningServer]:
     """Serves inside the block; on leaving it, reports NOT_SERVING, drains and stops.
 
@@ -58,6 +60,7 @@ async def serving(
         listen: host:port; port 0 picks a free one.
         add_services: Adds the servicers to the server.
         service_names: Full names of the services, for health and reflection.
+        drain_s: How long running calls may take to end.
 
     Raises:
         InvalidInputError: The address cannot be bound.
@@ -79,7 +82,7 @@ async def serving(
         yield RunningServer(address, health_servicer)
     finally:
         await health_servicer.enter_graceful_shutdown()
-        await server.stop(DRAIN_S)
+        await server.stop(drain_s)
         log.info("server.stopped", address=address)
 
 
