@@ -1,0 +1,5 @@
+"""`python -m llmpq.cli` is `llmpq`."""
+
+from llmpq.cli import main
+
+main()

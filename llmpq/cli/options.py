@@ -1,0 +1,106 @@
+"""Options that several commands share."""
+
+import re
+from typing import Annotated
+
+import typer
+
+from llmpq.plan import PlanOptions
+from llmpq.schemes import GROUP_SIZES, SCHEMES
+
+#: Environment variable that stands in for --coordinator.
+COORDINATOR_VARIABLE = "LLMPQ_COORDINATOR"
+
+
+def _host_and_port(address: str) -> str:
+    if address and not re.fullmatch(r".+:\d+", address):
+        raise typer.BadParameter(f"'{address}' is not HOST:PORT.")
+    return address
+
+
+def _known_scheme(scheme: str) -> str:
+    if scheme and scheme not in SCHEMES:
+        raise typer.BadParameter(f"'{scheme}' is not one of {', '.join(SCHEMES)}.")
+    return scheme
+
+
+def _known_group(group: int | None) -> int | None:
+    if group is not None and group not in GROUP_SIZES:
+        raise typer.BadParameter(f"{group} is not one of {', '.join(map(str, GROUP_SIZES))}.")
+    return group
+
+
+Coordinator = Annotated[
+    str,
+    typer.Option(
+        metavar="HOST:PORT",
+        callback=_host_and_port,
+        help=f"Coordinator to talk to. Without it and {COORDINATOR_VARIABLE}, a mesh is started for this call.",
+    ),
+]
+RunningCoordinator = Annotated[
+    str,
+    typer.Option(
+        metavar="HOST:PORT",
+        callback=_host_and_port,
+        envvar=COORDINATOR_VARIABLE,
+        help="Coordinator to talk to.",
+    ),
+]
+Stages = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Start a mesh on this machine, of this many stage servers that share its cores. "
+        "1 unless there is a coordinator.",
+    ),
+]
+Scheme = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(SCHEMES),
+        callback=_known_scheme,
+        help="Store every layer at this precision, instead of letting the planner choose.",
+    ),
+]
+Group = Annotated[
+    int | None,
+    typer.Option(
+        metavar="|".join(map(str, GROUP_SIZES)),
+        callback=_known_group,
+        help="Weights that share a scale in w4 and w3; 0 is a whole output channel. [dim]\\[default: 64][/dim]",
+    ),
+]
+QualityWeight = Annotated[
+    float | None,
+    typer.Option(
+        min=0, help="Seconds that quality is worth: the plan minimizes time + weight * loss (w4 all over is 1)."
+    ),
+]
+QualityBudget = Annotated[
+    float | None,
+    typer.Option(min=0, help="Hard limit on the loss of quality; 1 is w4 on every layer, 0 is none."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else.")]
+
+
+def plan_options(
+    *,
+    is_local: bool,
+    scheme: str = "",
+    group: int | None = None,
+    quality_weight: float | None = None,
+    quality_budget: float | None = None,
+    strategy: str = "",
+) -> PlanOptions:
+    """The options that the flags ask for; a mesh started for the call uses all the stages that were asked for."""
+    if quality_weight is not None and quality_budget is not None:
+        raise typer.BadParameter("Pass one of --quality-weight and --quality-budget, not both.")
+    return PlanOptions(
+        quality_weight=quality_weight,
+        quality_budget=quality_budget,
+        strategy=strategy,
+        allowed_schemes=(scheme,) if scheme else (),
+        group_size=group,
+        use_all_devices=is_local,
+    )

@@ -1,0 +1,97 @@
+"""Plans, clusters and batches as tables."""
+
+from collections.abc import Iterable
+
+from rich.table import Table
+
+from llmpq.batch import Batch, Cluster
+from llmpq.plan import Plan, StageMemory, StagePlan
+from llmpq.report import precision_counts, tokens_per_s
+from llmpq.units import format_bytes
+
+
+def plan_table(plan: Plan) -> Table:
+    """Which device runs which layers at which precision, and what the planner expects of it."""
+    estimate = plan.estimate
+    table = _table(
+        f"{plan.strategy}: {plan.num_lanes} lane(s) of {plan.decode_micro_batch} sequences, "
+        f"prefill by {plan.prefill_micro_batch}",
+        ("device", "layers", "precisions", "memory used of budget", "prefill ms", "decode ms"),
+        caption=f"expected: {estimate.total_s:.1f} s, {estimate.throughput_tokens_per_s:.1f} tokens/s, "
+        f"quality loss {estimate.quality_loss:.3f} (w4 on every layer is 1), "
+        f"gap {estimate.gap:.1%}, planned in {estimate.solve_s:.1f} s",
+    )
+    for stage in plan.stages:
+        timings = (f"{stage.prefill_ms:.1f}", f"{stage.decode_ms:.2f}")
+        table.add_row(*_placement(stage), _memory(stage.memory), *timings)
+    return table
+
+
+def stage_table(batch: Batch, plan: Plan) -> Table:
+    """Predicted beside measured for each stage of a batch."""
+    table = _table(
+        "predicted -> measured, per micro-batch",
+        ("device", "layers", "precisions", "memory used of budget", "prefill ms", "decode ms", "busy"),
+    )
+    for planned, stage in zip(plan.stages, batch.stages, strict=False):
+        table.add_row(
+            *_placement(planned),
+            _memory(stage.memory or planned.memory),
+            f"{stage.predicted_prefill_ms:.1f} -> {stage.measured_prefill_ms:.1f}",
+            f"{stage.predicted_decode_ms:.2f} -> {stage.measured_decode_ms:.2f}",
+            f"{stage.busy_ratio:.0%}",
+        )
+    return table
+
+
+def cluster_table(cluster: Cluster) -> Table:
+    """The members and what they are."""
+    table = _table(
+        f"cluster (planner at {cluster.planner_address})",
+        ("device", "address", "kind", "threads", "memory budget", "precisions", "plan"),
+    )
+    for stage in cluster.stages:
+        device = stage.description
+        table.add_row(
+            stage.device_id,
+            stage.address,
+            f"{device.kind} {device.cpu_class}".strip(),
+            str(device.num_threads or ""),
+            format_bytes(device.memory_budget_bytes),
+            " ".join(device.schemes),
+            stage.plan_hash[:8],
+        )
+    return table
+
+
+def batch_table(batches: Iterable[Batch]) -> Table:
+    """Batches, one a line."""
+    table = _table("batches", ("batch", "state", "answered", "failed", "tokens", "tokens/s", "model"))
+    for batch in batches:
+        table.add_row(
+            batch.batch_id,
+            batch.state.label,
+            f"{batch.requests_completed} of {batch.requests_total}",
+            str(batch.requests_failed),
+            f"{batch.generated_tokens:,}",
+            f"{tokens_per_s(batch):.1f}" if batch.running_s else "",
+            batch.model,
+        )
+    return table
+
+
+def _table(title: str, columns: Iterable[str], caption: str | None = None) -> Table:
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _placement(stage: StagePlan) -> tuple[str, str, str]:
+    """Device, layers and precisions: `fast`, `0-17`, `w8 x12, w4 x6`."""
+    precisions = ", ".join(f"{scheme} x{count}" for scheme, count in precision_counts(stage.layers).items())
+    return stage.device_id, f"{stage.first_layer}-{stage.end_layer - 1}", precisions
+
+
+def _memory(memory: StageMemory) -> str:
+    return f"{format_bytes(memory.used_bytes)} of {format_bytes(memory.budget_bytes)}"
