@@ -9,15 +9,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
+from math import inf
 
 from llmpq.errors import DoesNotFitError, PreconditionError
 from llmpq.plan import Plan
 from planner_svc.assignment import AssignmentProblem
-from planner_svc.milp import AssignmentModel, Solution
+from planner_svc.milp import AssignmentModel
 from planner_svc.space import Candidate, SearchSpace
 
 #: Improvements that are not worth searching for, as a share of the objective: far below what predictions are good to.
 SEARCH_TOLERANCE = 0.005
+
+#: Relaxed programs to solve at most before the next full one.
+_RELAXATIONS_PER_SOLVE = 25
 
 #: Longest single solve, so that a cancelled search ends soon.
 _SOLVE_LIMIT_S = 5.0
@@ -25,7 +29,7 @@ _SOLVE_LIMIT_S = 5.0
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a search is; `best_objective_s` is 0 until there is a plan."""
+    """How far a search is; `best_objective_s` is infinite until there is a plan."""
 
     candidates_done: int
     candidates_total: int
@@ -52,7 +56,11 @@ class Search:
         self._deadline = deadline
         self._on_progress = on_progress
         self._models: dict[tuple[int, bool], AssignmentModel] = {}
-        self._closed_bound_s = float("inf")
+        self._bounded: list[tuple[float, int]] = []  # heaps of (bound, number of the candidate)
+        self._relaxed: list[tuple[float, int]] = []
+        self._closed_bound_s = inf
+        self._num_relaxed_since_solve = 0
+        self._is_any_fitting = False
 
     def run(self) -> Plan:
         """The best plan found, with the gap to what is not excluded.
@@ -62,39 +70,73 @@ class Search:
             PreconditionError: The quality budget cannot be met, or no plan was found in time.
         """
         candidates = self._space.candidates
-        queue = [
-            (self._space.problem(candidate).objective_bound_s(), number, False)
-            for number, candidate in enumerate(candidates)
+        self._bounded = [
+            (self._space.problem(candidate).objective_bound_s(), number) for number, candidate in enumerate(candidates)
         ]
-        heapify(queue)
-        is_any_fitting = False
-        while queue and queue[0][0] < self._cutoff_s and not self._is_late:
-            bound_s, number, is_relaxed = heappop(queue)
-            problem = self._space.problem(candidates[number])
-            if is_relaxed:
-                self._solve(candidates[number], problem)
-            elif problem.shortage().short_bytes == 0:
-                is_any_fitting = True
-                relaxed = self._model(problem, is_relaxed=True).solve(problem, time_limit_s=_SOLVE_LIMIT_S)
-                heappush(queue, (max(bound_s, relaxed.bound_s), number, True))
-            self._on_progress(Progress(len(candidates) - len(queue), len(candidates), self._best_objective_s))
+        heapify(self._bounded)
+        while self._open_bound_s < self._cutoff_s and not self._is_late:
+            if self._should_solve():
+                self._solve(candidates[heappop(self._relaxed)[1]])
+            else:
+                self._relax(candidates, *heappop(self._bounded))
+            self._on_progress(Progress(len(candidates) - self._num_open, len(candidates), self._best_objective_s))
         if self._best is None:
-            raise self._explain(is_any_fitting=is_any_fitting, is_exhausted=not queue)
+            raise self._explain()
         self._on_progress(Progress(len(candidates), len(candidates), self._best_objective_s))
-        return self._with_gap(self._best, min([self._closed_bound_s, *(entry[0] for entry in queue)]))
+        return self._with_gap(self._best)
 
     @property
     def _best_objective_s(self) -> float:
-        return self._space.objective_s(self._best) if self._best else 0.0
+        return self._space.objective_s(self._best) if self._best else inf
 
     @property
     def _cutoff_s(self) -> float:
         """An objective must be below this to be of interest."""
-        return self._best_objective_s * (1 - SEARCH_TOLERANCE) if self._best else float("inf")
+        return self._best_objective_s * (1 - SEARCH_TOLERANCE)
 
     @property
     def _is_late(self) -> bool:
         return time.monotonic() >= self._deadline
+
+    @property
+    def _num_open(self) -> int:
+        return len(self._bounded) + len(self._relaxed)
+
+    @property
+    def _open_bound_s(self) -> float:
+        """No open candidate has a lower objective; infinite if none is open."""
+        return min((heap[0][0] for heap in (self._bounded, self._relaxed) if heap), default=inf)
+
+    def _should_solve(self) -> bool:
+        """Solve once the best relaxed candidate leads, or after a while in any case: incumbents prune."""
+        if not self._relaxed:
+            return False
+        is_leading = not self._bounded or self._relaxed[0] <= self._bounded[0]
+        return is_leading or self._num_relaxed_since_solve >= _RELAXATIONS_PER_SOLVE
+
+    def _relax(self, candidates: list[Candidate], bound_s: float, number: int) -> None:
+        """Replaces a candidate's bound by that of its relaxed program; drops it if it cannot fit."""
+        problem = self._space.problem(candidates[number])
+        if problem.shortage().short_bytes:
+            return
+        self._is_any_fitting = True
+        self._num_relaxed_since_solve += 1
+        relaxed = self._model(problem, is_relaxed=True).solve(problem, time_limit_s=_SOLVE_LIMIT_S)
+        if relaxed.bound_s < inf:
+            heappush(self._relaxed, (max(bound_s, relaxed.bound_s), number))
+
+    def _solve(self, candidate: Candidate) -> None:
+        """Solves a candidate's program and keeps its plan if it is the best so far."""
+        self._num_relaxed_since_solve = 0
+        problem = self._space.problem(candidate)
+        time_limit_s = min(_SOLVE_LIMIT_S, max(self._deadline - time.monotonic(), 0.0))
+        model = self._model(problem, is_relaxed=False)
+        solution = model.solve(problem, time_limit_s=time_limit_s, cutoff_s=self._cutoff_s)
+        self._closed_bound_s = min(self._closed_bound_s, solution.bound_s)
+        if solution.assignment is not None:
+            plan = self._space.plan(candidate, solution.assignment, "llm-pq")
+            if self._space.objective_s(plan) < self._best_objective_s:
+                self._best = plan
 
     def _model(self, problem: AssignmentProblem, *, is_relaxed: bool) -> AssignmentModel:
         key = problem.num_stages, is_relaxed
@@ -102,33 +144,20 @@ class Search:
             self._models[key] = AssignmentModel(problem, is_relaxed=is_relaxed)
         return self._models[key]
 
-    def _solve(self, candidate: Candidate, problem: AssignmentProblem) -> None:
-        time_limit_s = min(_SOLVE_LIMIT_S, max(self._deadline - time.monotonic(), 0.0))
-        model = self._model(problem, is_relaxed=False)
-        solution = model.solve(problem, time_limit_s=time_limit_s, cutoff_s=self._cutoff_s)
-        self._closed_bound_s = min(self._closed_bound_s, solution.bound_s)
-        self._keep_if_better(candidate, solution)
-
-    def _keep_if_better(self, candidate: Candidate, solution: Solution) -> None:
-        if solution.assignment is None:
-            return
-        plan = self._space.plan(candidate, solution.assignment, "llm-pq")
-        if self._best is None or self._space.objective_s(plan) < self._best_objective_s:
-            self._best = plan
-
-    def _with_gap(self, plan: Plan, bound_s: float) -> Plan:
+    def _with_gap(self, plan: Plan) -> Plan:
         objective_s = self._best_objective_s
+        bound_s = min(self._open_bound_s, self._closed_bound_s)
         gap = max(1 - bound_s / objective_s, 0.0) if objective_s else 0.0
         return replace(plan, estimate=replace(plan.estimate, gap=gap))
 
-    def _explain(self, *, is_any_fitting: bool, is_exhausted: bool) -> PreconditionError:
-        if not is_exhausted:
+    def _explain(self) -> PreconditionError:
+        if self._num_open:
             return PreconditionError(
                 "No plan was found in the time allowed. Raise options.time_limit_s, or fix micro-batch sizes.",
                 reason="TIME_LIMIT",
                 subject="problem.options.time_limit_s",
             )
-        if not is_any_fitting:
+        if not self._is_any_fitting:
             return self._does_not_fit()
         reachable = self._smallest_loss()
         return PreconditionError(

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict
+from math import isfinite
 from typing import Any
 
 import grpc
@@ -42,8 +42,7 @@ class PlannerService(planner_service_pb2_grpc.PlannerServiceServicer):
         planning.add_done_callback(lambda _: reporter.updates.put_nowait(None))
         try:
             while (progress := await reporter.updates.get()) is not None:
-                message = planner_service_pb2.PlanProgress(**asdict(progress))
-                yield planner_service_pb2.CreatePlanResponse(progress=message)
+                yield planner_service_pb2.CreatePlanResponse(progress=_progress_message(progress))
             plan = to_message(await planning, plan_pb2.Plan)
             yield planner_service_pb2.CreatePlanResponse(plan=plan)
         finally:
@@ -103,6 +102,14 @@ class _Reporter:
         if now - self._last_s >= _PROGRESS_INTERVAL_S or progress.candidates_done == progress.candidates_total:
             self._last_s = now
             self._loop.call_soon_threadsafe(self.updates.put_nowait, progress)
+
+
+def _progress_message(progress: Progress) -> planner_service_pb2.PlanProgress:
+    return planner_service_pb2.PlanProgress(
+        candidates_done=progress.candidates_done,
+        candidates_total=progress.candidates_total,
+        best_objective_s=progress.best_objective_s if isfinite(progress.best_objective_s) else 0.0,
+    )
 
 
 def _result_message(result: StrategyResult) -> planner_service_pb2.StrategyResult:
