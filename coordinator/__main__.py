@@ -1,0 +1,46 @@
+"""`python -m coordinator`: owns membership, jobs and the pipeline loop."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import uvloop
+
+from coordinator.config import CoordinatorConfig
+from coordinator.server import run
+from llmpq.errors import MeshError
+from llmpq.log import configure_logging
+
+
+def main() -> int:
+    """Runs the process; returns its exit code."""
+    config = _parse_flags(sys.argv[1:])
+    configure_logging("coordinator", level=config.log_level)
+    try:
+        uvloop.run(run(config))
+    except MeshError as error:
+        print(f"coordinator: {error.message}", file=sys.stderr)  # noqa: T201 the way out of a command
+        return 2
+    return 0
+
+
+def _parse_flags(argv: list[str]) -> CoordinatorConfig:
+    defaults = CoordinatorConfig(planner="", state=Path())
+    parser = argparse.ArgumentParser(prog="python -m coordinator", description=__doc__)
+    parser.add_argument("--planner", required=True, metavar="HOST:PORT", help="the planner")
+    parser.add_argument("--state", required=True, type=Path, metavar="DIR", help="where jobs and measurements are kept")
+    parser.add_argument("--listen", default=defaults.listen, metavar="HOST:PORT", help="port 0 picks a free one")
+    parser.add_argument(
+        "--advertise",
+        default=defaults.advertise,
+        metavar="HOST:PORT",
+        help="where the stages reach this process, if not at the address it listens on",
+    )
+    parser.add_argument("--max-queued-requests", type=int, default=defaults.max_queued_requests, metavar="N")
+    parser.add_argument("--lease-ttl", dest="lease_ttl_s", type=float, default=defaults.lease_ttl_s, metavar="SECONDS")
+    parser.add_argument("--log-level", default=defaults.log_level, choices=("debug", "info", "warning", "error"))
+    return CoordinatorConfig(**vars(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Takes batches in: what is stored can be run, or fails for a reason of its own."""
+
+import asyncio
+from collections.abc import Iterable
+
+from coordinator.plan_options import check_plan_options
+from coordinator.store import JobStore
+from llmpq.batch import Batch, BatchOptions
+from llmpq.errors import InvalidInputError
+from llmpq.model import read_shape
+
+
+class Admission:
+    """The door of the queue.
+
+    Args:
+        store: The job store.
+        max_queued_requests: Requests that may wait or run at any time.
+    """
+
+    def __init__(self, store: JobStore, max_queued_requests: int) -> None:
+        self._store = store
+        self._max_queued_requests = max_queued_requests
+
+    async def submit(self, options: BatchOptions, lines: Iterable[str]) -> tuple[Batch, bool]:
+        """Stores a batch; on disk when it returns.
+
+        Returns:
+            The batch, and whether it was there already.
+
+        Raises:
+            InvalidInputError: No lines, options out of range, a family that is not known, or a batch too large for the
+                queue.
+            NotFoundError: No such model.
+            OverloadedError: The queue is full.
+        """
+        numbered = {number: text for number, text in enumerate(lines, start=1) if text.strip()}
+        if not numbered:
+            raise InvalidInputError("The batch has no lines.", subject="lines")
+        check_plan_options(options.plan_options)
+        await asyncio.to_thread(read_shape, options.model)
+        return await self._store.add_batch(options, numbered, self._max_queued_requests)

@@ -1,0 +1,123 @@
+"""The other services as the coordinator calls them: domain types in, domain types out."""
+
+from __future__ import annotations  # grpc's classes are generic for type checkers only
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+
+from coordinator.cluster import Member
+from llmpq.device import LatencyPoint
+from llmpq.errors import InternalError
+from llmpq.messages import from_message, to_message
+from llmpq.plan import LayerPrecision, LayerSensitivity, Plan, PlanningProblem, StageMemory
+from llmpq.rpc import CONTROL_DEADLINE_S, open_channel, rpc_errors
+from llmpq.v1 import planner_service_pb2 as planner_pb
+from llmpq.v1 import stage_service_pb2 as stage_pb
+from llmpq.v1.planner_service_pb2_grpc import PlannerServiceStub
+from llmpq.v1.stage_service_pb2_grpc import StageServiceStub
+
+
+@dataclass(frozen=True)
+class StageLoad:
+    """Mirror of the message `LoadStageRequest`; see there for each field."""
+
+    deployment_id: str
+    plan_hash: str
+    model: str
+    stage: int
+    num_stages: int
+    first_layer: int
+    layers: tuple[LayerPrecision, ...]
+    num_slots: int
+    max_sequence_tokens: int
+    max_frame_tokens: int
+    next_address: str
+
+
+@dataclass(frozen=True)
+class LoadProgress:
+    """Mirror of the message `LoadStageResponse`; see there for each field."""
+
+    layers_done: int
+    layers_total: int
+    memory: StageMemory | None = None
+
+
+@dataclass(frozen=True)
+class PlanProgress:
+    """Mirror of the message `PlanProgress`; see there for each field."""
+
+    candidates_done: int
+    candidates_total: int
+    best_objective_s: float
+
+
+class StageLink:
+    """The control plane of one stage server. Errors are those that StageService lists."""
+
+    def __init__(self, member: Member, channel: grpc.aio.Channel) -> None:
+        self._peer = f"stage {member.device_id} at {member.address}"
+        self._stub = StageServiceStub(channel)
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, member: Member) -> AsyncIterator[StageLink]:
+        """A link for the length of the block."""
+        async with open_channel(member.address) as channel:
+            yield cls(member, channel)
+
+    async def profile(self, model: str, schemes: Sequence[str], group_size: int) -> tuple[LatencyPoint, ...]:
+        """Measures the device on a layer of the model."""
+        request = stage_pb.ProfileLayersRequest(model=model, schemes=schemes, group_size=group_size)
+        with rpc_errors(self._peer):
+            return tuple([from_message(LatencyPoint, r.point) async for r in self._stub.ProfileLayers(request)])
+
+    async def rate(
+        self,
+        model: str,
+        schemes: Sequence[str],
+        group_size: int,
+        samples: Sequence[Sequence[int]],
+    ) -> tuple[LayerSensitivity, ...]:
+        """Rates every layer at every scheme on calibration samples of token ids; not normalized."""
+        request = stage_pb.MeasureSensitivityRequest(
+            model=model,
+            schemes=schemes,
+            group_size=group_size,
+            samples=[stage_pb.TokenSequence(token_ids=sample) for sample in samples],
+        )
+        with rpc_errors(self._peer):
+            responses = [response async for response in self._stub.MeasureSensitivity(request)]
+        return tuple(from_message(LayerSensitivity, entry) for r in responses for entry in r.sensitivities)
+
+    async def load(self, load: StageLoad) -> AsyncIterator[LoadProgress]:
+        """Makes the stage hold a slice of a model; yields how far it is."""
+        with rpc_errors(self._peer):
+            async for response in self._stub.LoadStage(to_message(load, stage_pb.LoadStageRequest)):
+                yield from_message(LoadProgress, response)
+
+    async def plan_hash(self) -> str:
+        """The plan that it holds; empty if none."""
+        with rpc_errors(self._peer):
+            response = await self._stub.GetStage(stage_pb.GetStageRequest(), timeout=CONTROL_DEADLINE_S)
+        return response.plan_hash
+
+
+async def create_plan(address: str, problem: PlanningProblem, on_progress: Callable[[PlanProgress], None]) -> Plan:
+    """Asks the planner at `address`, waiting for it if it is not up yet.
+
+    Raises:
+        InvalidInputError, PreconditionError: As PlannerService.CreatePlan says.
+        UnavailableError: It went away.
+    """
+    request = planner_pb.CreatePlanRequest(problem=to_message(problem, planner_pb.PlanningProblem))
+    async with open_channel(address) as channel:
+        with rpc_errors(f"planner at {address}"):
+            async for response in PlannerServiceStub(channel).CreatePlan(request, wait_for_ready=True):
+                if response.HasField("plan"):
+                    return from_message(Plan, response.plan)
+                on_progress(from_message(PlanProgress, response.progress))
+    raise InternalError(f"The planner at {address} ended without a plan.", subject=address)

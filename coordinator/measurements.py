@@ -1,0 +1,47 @@
+"""What has been measured once and holds until what was measured changes: a JSON file each, in the state directory."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llmpq.messages import from_fields
+
+T = TypeVar("T")
+
+
+class MeasurementCache:
+    """Lists of dataclasses by what they depend on.
+
+    Args:
+        directory: Where the files are; created if missing.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def load(self, cls: type[T], subject: object) -> tuple[T, ...] | None:
+        """What was saved for `subject`; None if nothing was.
+
+        Args:
+            cls: Dataclass of the entries.
+            subject: All that the measurement depends on, as a value that JSON can hold.
+        """
+        path = self._path(cls, subject)
+        if not path.is_file():
+            return None
+        return tuple(from_fields(cls, fields) for fields in json.loads(path.read_text()))
+
+    def save(self, subject: object, measured: Sequence[Any]) -> None:
+        """Saves a measurement, never empty; a crash leaves the file whole or absent."""
+        path = self._path(type(measured[0]), subject)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps([asdict(entry) for entry in measured]))
+        unfinished.replace(path)
+
+    def _path(self, cls: type[Any], subject: object) -> Path:
+        digest = hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()
+        return self._directory / f"{cls.__name__}-{digest[:32]}.json"

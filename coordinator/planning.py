@@ -1,0 +1,196 @@
+"""From a model, a workload and the members to a plan."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from coordinator.calibration import calibration_samples
+from coordinator.cluster import Member
+from coordinator.links import PlanProgress, StageLink, create_plan
+from coordinator.measurements import MeasurementCache
+from llmpq.batch import PreviewedPlan
+from llmpq.device import DeviceProfile, LatencyPoint
+from llmpq.errors import PreconditionError
+from llmpq.model import ModelFiles, ModelShape, read_shape
+from llmpq.plan import LayerSensitivity, LengthBucket, Plan, PlanningProblem, PlanOptions
+
+#: Takes one sentence on what is being done.
+Report = Callable[[str], None]
+
+_DEFAULT_STRATEGY = "llm-pq"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be planned for.
+
+    Attributes:
+        model: A directory or a .gguf file.
+        workload: Histogram of lengths.
+        options: Objective and limits.
+    """
+
+    model: str
+    workload: tuple[LengthBucket, ...]
+    options: PlanOptions
+
+
+class Planning:
+    """Measures what the planner needs to know, each thing once, and asks it.
+
+    Args:
+        planner_address: host:port of the planner.
+        state: Directory of what was measured before.
+    """
+
+    def __init__(self, planner_address: str, state: Path) -> None:
+        self.planner_address = planner_address
+        self._cache = MeasurementCache(state / "measurements")
+
+    async def plan(self, work: Work, members: Sequence[Member], report: Report) -> Plan:
+        """The plan for some work on the members.
+
+        Raises:
+            PreconditionError: There are no devices that could be used, or no plan fits them.
+            MeshError: As ProfileLayers, MeasureSensitivity and CreatePlan.
+        """
+        return await self._create(await self._problem(work, members, report), report)
+
+    async def preview(
+        self,
+        work: Work,
+        members: Sequence[Member],
+        strategies: Sequence[str],
+        report: Report,
+    ) -> list[PreviewedPlan]:
+        """What each strategy comes to; one that finds no plan says why. Raises as `plan` while devices are measured."""
+        problem = await self._problem(work, members, report)
+        previews = []
+        for strategy in strategies or (work.options.strategy or _DEFAULT_STRATEGY,):
+            asked = replace(problem, options=replace(work.options, strategy=strategy))
+            try:
+                previews.append(PreviewedPlan(strategy, error="", plan=await self._create(asked, report)))
+            except PreconditionError as error:
+                previews.append(PreviewedPlan(strategy, error=error.message))
+        return previews
+
+    async def _problem(self, work: Work, members: Sequence[Member], report: Report) -> PlanningProblem:
+        usable = {member: schemes for member in members if (schemes := _usable_schemes(member, work.options))}
+        if not usable:
+            raise _no_devices(members, work.options)
+        shape = await asyncio.to_thread(read_shape, work.model)
+        profiles = [self._profile(member, work, shape, schemes, report) for member, schemes in usable.items()]
+        devices = await asyncio.gather(*profiles)
+        schemes = sorted({scheme for schemes in usable.values() for scheme in schemes})
+        sensitivities = await self._sensitivities(tuple(usable), work, schemes, report)
+        return PlanningProblem(work.model, shape, tuple(devices), work.workload, sensitivities, work.options)
+
+    async def _profile(
+        self,
+        member: Member,
+        work: Work,
+        shape: ModelShape,
+        schemes: Sequence[str],
+        report: Report,
+    ) -> DeviceProfile:
+        """Latencies of a device, which depend on its kind and the model's shape, not on its name or the weights."""
+        device = {name: value for name, value in asdict(member.description).items() if not name.startswith("memory_")}
+        group_size = work.options.effective_group_size
+        subject = [device, asdict(shape), list(schemes), group_size]
+        points = self._cache.load(LatencyPoint, subject)
+        if points is None:
+            report(f"Measuring device {member.device_id} on a layer of the model.")
+            async with StageLink.opened(member) as stage:
+                points = await stage.profile(work.model, schemes, group_size)
+            self._cache.save(subject, points)
+        return DeviceProfile(member.device_id, member.description, points)
+
+    async def _sensitivities(
+        self,
+        members: Sequence[Member],
+        work: Work,
+        schemes: Sequence[str],
+        report: Report,
+    ) -> tuple[LayerSensitivity, ...]:
+        """Normalized sensitivities of all layers; none where there is nothing to choose, or no device for the unit."""
+        from quantizer.sensitivity import REFERENCE_SCHEME, normalize  # noqa: PLC0415 torch takes seconds to import
+
+        rated = {*schemes, REFERENCE_SCHEME}
+        if len(schemes) == 1 or not any(REFERENCE_SCHEME in member.description.schemes for member in members):
+            return ()
+        group_size = work.options.effective_group_size
+        subject = [await asyncio.to_thread(_fingerprint, work.model), sorted(schemes), group_size]
+        measured = self._cache.load(LayerSensitivity, subject)
+        if measured is None:
+            report("Measuring what quantizing each layer costs in quality.")
+            samples = await asyncio.to_thread(calibration_samples, work.model)
+            ratings = [
+                _rate(rater, work.model, of_rater, group_size, samples)
+                for rater, of_rater in _schemes_of_raters(members, rated).items()
+            ]
+            normalized = normalize([entry for rating in await asyncio.gather(*ratings) for entry in rating])
+            measured = tuple(entry for entry in normalized if entry.scheme in schemes)
+            self._cache.save(subject, measured)
+        return measured
+
+    async def _create(self, problem: PlanningProblem, report: Report) -> Plan:
+        report(f"Asking the planner at {self.planner_address}.")
+
+        def on_progress(progress: PlanProgress) -> None:
+            report(f"Planning: {progress.candidates_done} of {progress.candidates_total} candidates examined.")
+
+        return await create_plan(self.planner_address, problem, on_progress)
+
+
+def workload_of(lengths: Iterable[tuple[int, int]]) -> tuple[LengthBucket, ...]:
+    """The histogram of (prompt tokens, output tokens) pairs."""
+    counts = Counter(lengths)
+    return tuple(LengthBucket(prompt, output, count) for (prompt, output), count in sorted(counts.items()))
+
+
+def _usable_schemes(member: Member, options: PlanOptions) -> list[str]:
+    allowed = options.allowed_schemes
+    return sorted(scheme for scheme in member.description.schemes if not allowed or scheme in allowed)
+
+
+def _no_devices(members: Sequence[Member], options: PlanOptions) -> PreconditionError:
+    if not members:
+        return PreconditionError("There are no devices: start a stage server.", reason="NO_DEVICES", subject="cluster")
+    names = ", ".join(member.device_id for member in members)
+    schemes = ", ".join(options.allowed_schemes)
+    return PreconditionError(
+        f"None of the devices ({names}) can run any of the allowed schemes ({schemes}). Allow others.",
+        reason="NO_DEVICES",
+        subject="plan_options.allowed_schemes",
+    )
+
+
+def _schemes_of_raters(members: Sequence[Member], schemes: Iterable[str]) -> dict[Member, list[str]]:
+    """Who rates which schemes: each the device with the largest budget among those that can run it."""
+    schemes_of: dict[Member, list[str]] = {}
+    for scheme in sorted(schemes):
+        able = (member for member in members if scheme in member.description.schemes)
+        rater = max(able, key=lambda member: member.description.memory_budget_bytes)
+        schemes_of.setdefault(rater, []).append(scheme)
+    return schemes_of
+
+
+async def _rate(
+    rater: Member,
+    model: str,
+    schemes: Sequence[str],
+    group_size: int,
+    samples: Sequence[Sequence[int]],
+) -> tuple[LayerSensitivity, ...]:
+    async with StageLink.opened(rater) as stage:
+        return await stage.rate(model, schemes, group_size, samples)
+
+
+def _fingerprint(model: str) -> list[Any]:
+    """What tells a model's weights from others without reading them: name, size and time of each of its files."""
+    located = ModelFiles.locate(model)
+    found = [located.directory / located.gguf] if located.gguf else sorted(located.directory.glob("*.*"))
+    return [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in found]

@@ -1,0 +1,251 @@
+"""The coordinator's gRPC faces: messages to domain types and back, nothing else."""
+
+from __future__ import annotations  # grpc's classes are generic for type checkers only
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import grpc
+
+from coordinator.admission import Admission
+from coordinator.cluster import Cluster, Member
+from coordinator.links import StageLink
+from coordinator.plan_options import check_plan_options
+from coordinator.planning import Planning, Work
+from coordinator.results import ResultRouter
+from coordinator.runner import Runner
+from coordinator.store import JobStore
+from llmpq.batch import Batch, BatchOptions
+from llmpq.device import DeviceDescription
+from llmpq.errors import InvalidInputError, LeaseExpiredError, MeshError
+from llmpq.frames import decode_frame, encode_ack
+from llmpq.messages import from_message, to_message
+from llmpq.plan import LengthBucket, PlanOptions
+from llmpq.v1 import coordinator_service_pb2 as pb
+from llmpq.v1 import coordinator_service_pb2_grpc, plan_pb2
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+#: Least time between two messages of WatchBatch.
+_WATCH_INTERVAL_S = 0.2
+#: Results read from the store at a time.
+_RESULTS_PAGE = 256
+
+
+class CoordinatorServicer(coordinator_service_pb2_grpc.CoordinatorServiceServicer):
+    """CoordinatorService over the parts of one coordinator."""
+
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        store: JobStore,
+        admission: Admission,
+        runner: Runner,
+        planning: Planning,
+    ) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._admission = admission
+        self._runner = runner
+        self._planning = planning
+
+    async def RegisterStage(  # noqa: N802 named by the contract
+        self,
+        request_iterator: AsyncIterator[pb.RegisterStageRequest],
+        context: Context,  # noqa: ARG002
+    ) -> AsyncIterator[pb.RegisterStageResponse]:
+        """See the contract."""
+        first = await anext(request_iterator, None)
+        if first is None or not first.HasField("registration"):
+            raise InvalidInputError("The first message must be a registration.", subject="registration")
+        member = Member(
+            first.registration.device_id,
+            first.registration.address,
+            from_message(DeviceDescription, first.registration.description),
+        )
+        response = pb.RegisterStageResponse(
+            lease_id=member.lease_id,
+            heartbeat_interval_s=self._cluster.heartbeat_interval_s,
+        )
+        with self._cluster.joined(member):
+            yield response
+            while await self._heartbeat(request_iterator, member):
+                yield response
+
+    async def SubmitBatch(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[pb.SubmitBatchRequest],
+        context: Context,  # noqa: ARG002
+    ) -> pb.SubmitBatchResponse:
+        """See the contract."""
+        first = await anext(request_iterator, None)
+        if first is None or not first.HasField("options"):
+            raise InvalidInputError("The first message must have the options.", subject="options")
+        lines = list(first.lines)
+        async for request in request_iterator:
+            lines.extend(request.lines)
+        batch, already_existed = await self._admission.submit(from_message(BatchOptions, first.options), lines)
+        return pb.SubmitBatchResponse(batch=_batch_message(batch), already_existed=already_existed)
+
+    async def GetBatch(  # noqa: N802
+        self,
+        request: pb.GetBatchRequest,
+        context: Context,  # noqa: ARG002
+    ) -> pb.GetBatchResponse:
+        """See the contract."""
+        return pb.GetBatchResponse(batch=_batch_message(await self._store.batch(request.batch_id)))
+
+    async def ListBatches(  # noqa: N802
+        self,
+        request: pb.ListBatchesRequest,
+        context: Context,  # noqa: ARG002
+    ) -> pb.ListBatchesResponse:
+        """See the contract."""
+        batches, next_page_token = await self._store.batches(request.page_size, request.page_token)
+        return pb.ListBatchesResponse(batches=map(_batch_message, batches), next_page_token=next_page_token)
+
+    async def WatchBatch(  # noqa: N802
+        self,
+        request: pb.WatchBatchRequest,
+        context: Context,  # noqa: ARG002
+    ) -> AsyncIterator[pb.WatchBatchResponse]:
+        """See the contract."""
+        last = None
+        while last is None or not last.state.is_final:
+            version = self._store.changes.version
+            batch = await self._store.batch(request.batch_id)
+            if batch != last:
+                yield pb.WatchBatchResponse(batch=_batch_message(batch))
+                last = batch
+                await asyncio.sleep(0 if batch.state.is_final else _WATCH_INTERVAL_S)
+            else:
+                await self._store.changes.after(version)
+
+    async def GetResults(  # noqa: N802
+        self,
+        request: pb.GetResultsRequest,
+        context: Context,  # noqa: ARG002
+    ) -> AsyncIterator[pb.GetResultsResponse]:
+        """See the contract."""
+        after = request.after
+        while True:
+            version = self._store.changes.version
+            batch = await self._store.batch(request.batch_id)
+            results = await self._store.results(request.batch_id, after, _RESULTS_PAGE)
+            for result in results:
+                yield to_message(result, pb.GetResultsResponse)
+                after = result.sequence
+            if results:
+                continue
+            if batch.state.is_final or not request.follow:
+                return
+            await self._store.changes.after(version)
+
+    async def CancelBatch(  # noqa: N802
+        self,
+        request: pb.CancelBatchRequest,
+        context: Context,  # noqa: ARG002
+    ) -> pb.CancelBatchResponse:
+        """See the contract."""
+        return pb.CancelBatchResponse(batch=_batch_message(await self._runner.cancel(request.batch_id)))
+
+    async def GetCluster(  # noqa: N802
+        self,
+        request: pb.GetClusterRequest,  # noqa: ARG002 empty
+        context: Context,  # noqa: ARG002
+    ) -> pb.GetClusterResponse:
+        """See the contract."""
+        stages = await asyncio.gather(*map(_cluster_stage, self._cluster.members))
+        return pb.GetClusterResponse(stages=stages, planner_address=self._planning.planner_address)
+
+    async def PreviewPlan(  # noqa: N802
+        self,
+        request: pb.PreviewPlanRequest,
+        context: Context,  # noqa: ARG002
+    ) -> AsyncIterator[pb.PreviewPlanResponse]:
+        """See the contract."""
+        options = from_message(PlanOptions, request.options)
+        check_plan_options(options)
+        workload = tuple(from_message(LengthBucket, bucket) for bucket in request.workload)
+        messages: asyncio.Queue[str | None] = asyncio.Queue()
+        previewing = asyncio.ensure_future(
+            self._planning.preview(
+                Work(request.model, workload, options),
+                self._cluster.members,
+                request.strategies,
+                report=messages.put_nowait,
+            ),
+        )
+        previewing.add_done_callback(lambda _: messages.put_nowait(None))
+        try:
+            while message := await messages.get():
+                yield pb.PreviewPlanResponse(status_message=message)
+            previews = await previewing
+            yield pb.PreviewPlanResponse(results=[to_message(preview, pb.PreviewedPlan) for preview in previews])
+        finally:
+            previewing.cancel()
+
+    async def _heartbeat(self, requests: AsyncIterator[pb.RegisterStageRequest], member: Member) -> bool:
+        """Waits for the next heartbeat; False if the stage has ended the stream.
+
+        Raises:
+            LeaseExpiredError: It did not come in time.
+        """
+        try:
+            async with asyncio.timeout(self._cluster.lease_ttl_s):
+                return await anext(requests, None) is not None
+        except TimeoutError as error:
+            raise LeaseExpiredError(
+                f"No heartbeat of {member.device_id} came within {self._cluster.lease_ttl_s:g} s. Register again.",
+                subject=member.device_id,
+            ) from error
+
+
+class ResultReceiver:
+    """ActivationService over the result router: the last stage of every pipeline sends here.
+
+    Args:
+        router: Gets the frames.
+    """
+
+    def __init__(self, router: ResultRouter) -> None:
+        self._router = router
+
+    async def forward(self, incoming: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:  # noqa: ARG002
+        """Forward, as raw bytes; see the contract."""
+        async for raw in incoming:
+            frame = decode_frame(raw)
+            self._router.deliver(frame)
+            yield encode_ack(frame.frame_id)
+
+
+def _batch_message(batch: Batch) -> pb.Batch:
+    message = to_message(replace(batch, create_time=None, start_time=None, end_time=None), pb.Batch)
+    for name in ("create_time", "start_time", "end_time"):
+        moment = getattr(batch, name)
+        if moment is not None:
+            getattr(message, name).FromDatetime(moment)
+    return message
+
+
+async def _cluster_stage(member: Member) -> pb.ClusterStage:
+    message = pb.ClusterStage(
+        device_id=member.device_id,
+        address=member.address,
+        description=to_message(member.description, plan_pb2.DeviceDescription),
+        plan_hash=await _plan_hash(member),
+    )
+    message.register_time.FromDatetime(member.register_time)
+    return message
+
+
+async def _plan_hash(member: Member) -> str:
+    """The plan that a stage holds; empty also if it cannot say, for then its lease is about to end."""
+    try:
+        async with StageLink.opened(member) as stage:
+            return await stage.plan_hash()
+    except MeshError:
+        return ""
