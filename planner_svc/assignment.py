@@ -92,11 +92,6 @@ class AssignmentProblem:
         decode = _phase_bound(self.layer_decode_s, self.outside_decode_s, self.link_decode_s, self.num_layers)
         return self.schedule.prefill_s(*prefill) + self.schedule.decode_s(*decode)
 
-    def objective_bound_s(self) -> float:
-        """A lower bound on time + theta * sum(omega)."""
-        usable = self.is_usable.any(axis=0)
-        return self.time_bound_s() + self.theta_s * float(self.omega[:, usable].min(axis=1).sum())
-
     def shortage(self) -> Shortage:
         """What is missing if every layer is stored as compressed as its stage can; zero bytes if nothing is."""
         smallest = np.where(self.is_usable, self.layer_bytes, np.inf).min(axis=1)

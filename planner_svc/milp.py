@@ -81,7 +81,7 @@ class AssignmentModel:
             cutoff_s: Assignments that are not below it are of no interest.
             relative_gap: Stop when the bound is this close to the best assignment.
         """
-        unit_s = problem.objective_bound_s() or 1.0
+        unit_s = problem.time_bound_s() or 1.0
         self._load(problem, unit_s)
         # Not Problem.solve: it warns wherever a time limit ends the search, and hides the bound.
         data, chain, inverse = self._program.get_problem_data(cp.HIGHS)
@@ -94,7 +94,7 @@ class AssignmentModel:
             return Solution(None, cutoff_s)
         if self._is_relaxed:
             is_optimal = raw["model_status"] == "kOptimal"
-            return Solution(None, info.objective_function_value * unit_s if is_optimal else unit_s)
+            return Solution(None, info.objective_function_value * unit_s if is_optimal else 0.0)
         # With a cutoff, HiGHS gives up whatever cannot be below it, so its bound holds up to the cutoff only.
         bound_s = min(info.mip_dual_bound * unit_s, cutoff_s)
         if info.primal_solution_status == 0:

@@ -1,6 +1,6 @@
 """The outer search: best-first over candidates, each bounded ever more closely before its program is solved.
 
-A candidate enters with a bound that costs microseconds (`AssignmentProblem.objective_bound_s`), comes back with that of
+A candidate enters with a bound that costs microseconds (`SearchSpace.objective_bounds_s`), comes back with that of
 the relaxed program, and is solved only if it is still the most promising. The search ends when no candidate is left
 that could improve on the incumbent by more than `SEARCH_TOLERANCE`.
 """
@@ -18,7 +18,7 @@ from planner_svc.milp import AssignmentModel
 from planner_svc.space import Candidate, SearchSpace
 
 #: Improvements that are not worth searching for, as a share of the objective: far below what predictions are good to.
-SEARCH_TOLERANCE = 0.005
+SEARCH_TOLERANCE = 0.002
 
 #: Relaxed programs to solve at most before the next full one.
 _RELAXATIONS_PER_SOLVE = 25
@@ -70,9 +70,7 @@ class Search:
             PreconditionError: The quality budget cannot be met, or no plan was found in time.
         """
         candidates = self._space.candidates
-        self._bounded = [
-            (self._space.problem(candidate).objective_bound_s(), number) for number, candidate in enumerate(candidates)
-        ]
+        self._bounded = [(bound_s, number) for number, bound_s in enumerate(self._space.objective_bounds_s)]
         heapify(self._bounded)
         while self._open_bound_s < self._cutoff_s and not self._is_late:
             if self._should_solve():
@@ -82,7 +80,6 @@ class Search:
             self._on_progress(Progress(len(candidates) - self._num_open, len(candidates), self._best_objective_s))
         if self._best is None:
             raise self._explain()
-        self._on_progress(Progress(len(candidates), len(candidates), self._best_objective_s))
         return self._with_gap(self._best)
 
     @property

@@ -63,6 +63,8 @@ class SearchSpace:
                 subject="problem.options.allowed_schemes",
             )
         self.omega = omega_matrix(cost.problem.sensitivities, cost.shape.num_layers, self.schemes)
+        group_size = self.options.effective_group_size
+        self._weight_bytes = [layer_bytes(cost.shape, _precision(scheme, group_size)) for scheme in self.schemes]
 
     @cached_property
     def candidates(self) -> list[Candidate]:
@@ -76,7 +78,13 @@ class SearchSpace:
             return self.options.quality_weight
         if self.options.quality_budget is not None:
             return 0.0
-        return DEFAULT_THETA_SHARE * min(self._problem(candidate, 0.0).time_bound_s() for candidate in self.candidates)
+        return DEFAULT_THETA_SHARE * min(self._time_bounds_s)
+
+    @cached_property
+    def objective_bounds_s(self) -> list[float]:
+        """For each candidate, a lower bound on time + theta * sum(omega)."""
+        loss_s = self.theta_s * float(self.omega.min(axis=1).sum())
+        return [time_s + loss_s for time_s in self._time_bounds_s]
 
     def orders(self) -> list[Order]:
         """Ordered selections of devices that can hold a layer; of those that differ in names only, one."""
@@ -147,6 +155,10 @@ class SearchSpace:
         """Time + theta * sum(omega)."""
         return plan.estimate.total_s + self.theta_s * plan.estimate.quality_loss
 
+    @cached_property
+    def _time_bounds_s(self) -> list[float]:
+        return [self._problem(candidate, 0.0).time_bound_s() for candidate in self.candidates]
+
     def _usable(self, device_id: str) -> frozenset[str]:
         """Schemes that are allowed, that the device can run and that it has points for."""
         description = self.cost.devices[device_id].description
@@ -208,11 +220,9 @@ class SearchSpace:
 
     def _layer_bytes(self, order: Order, setting: Setting) -> Floats:
         """(stages, schemes) bytes of one layer with its KV cache."""
-        shape, group_size = self.cost.shape, self.options.effective_group_size
-        weights = [layer_bytes(shape, _precision(scheme, group_size)) for scheme in self.schemes]
         caches = [
             kv_bytes(
-                shape,
+                self.cost.shape,
                 num_layers=1,
                 num_slots=setting.num_slots,
                 max_sequence_tokens=self.cost.workload.max_sequence_tokens,
@@ -220,7 +230,7 @@ class SearchSpace:
             )
             for device_id in order
         ]
-        return np.array([[cache + weight for weight in weights] for cache in caches], dtype=float)
+        return np.array([[cache + weights for weights in self._weight_bytes] for cache in caches], dtype=float)
 
     def _capacity_bytes(self, order: Order, setting: Setting) -> Floats:
         """(stages) budget less everything but the layers; may be negative."""
