@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable
 
+from coordinator.openai_requests import model_of
 from coordinator.plan_options import check_plan_options
 from coordinator.store import JobStore
 from llmpq.batch import Batch, BatchOptions
@@ -29,8 +30,8 @@ class Admission:
             The batch, and whether it was there already.
 
         Raises:
-            InvalidInputError: No lines, options out of range, a family that is not known, or a batch too large for the
-                queue.
+            InvalidInputError: No lines, no model, options out of range, a family that is not known, or a batch too
+                large for the queue.
             NotFoundError: No such model.
             OverloadedError: The queue is full.
         """
@@ -38,5 +39,8 @@ class Admission:
         if not numbered:
             raise InvalidInputError("The batch has no lines.", subject="lines")
         check_plan_options(options.plan_options)
-        await asyncio.to_thread(read_shape, options.model)
-        return await self._store.add_batch(options, numbered, self._max_queued_requests)
+        model = options.model or next(filter(None, map(model_of, numbered.values())), "")
+        if not model:
+            raise InvalidInputError("Neither the options nor a line name a model.", subject="options.model")
+        await asyncio.to_thread(read_shape, model)
+        return await self._store.add_batch(options, model, numbered, self._max_queued_requests)

@@ -80,12 +80,12 @@ class BatchRun:
         Raises:
             MeshError: The batch cannot be run; says why.
         """
-        tokenizer = await asyncio.to_thread(ModelTokenizer.load, self._options.model)
+        tokenizer = await asyncio.to_thread(ModelTokenizer.load, self._batch.model)
         if self._batch.state in {BatchState.QUEUED, BatchState.VALIDATING}:
             await self._validate(tokenizer)
         num_failures = 0
         while unfinished := await self._store.unfinished_requests(self._batch_id):
-            ledger = Ledger(self._store, self._batch_id, self._options, tokenizer)
+            ledger = Ledger(self._store, self._batch, self._options, tokenizer)
             try:
                 await self._attempt(ledger, unfinished)
             except (InvalidInputError, NotFoundError):
@@ -99,7 +99,7 @@ class BatchRun:
     async def _validate(self, tokenizer: ModelTokenizer) -> None:
         await self._set_state(BatchState.VALIDATING, "Checking and tokenizing the lines.")
         lines = await self._store.unanswered_lines(self._batch_id)
-        validated = await asyncio.to_thread(validate, lines, tokenizer, self._options)
+        validated = await asyncio.to_thread(validate, lines, self._batch.model, tokenizer, self._options)
         await self._store.add_requests(self._batch_id, validated.requests, validated.errors)
 
     async def _attempt(self, ledger: Ledger, unfinished: Sequence[UnfinishedRequest]) -> None:
@@ -117,7 +117,7 @@ class BatchRun:
             version, members = cluster.changes.version, {member.device_id: member for member in cluster.members}
             await self._set_state(BatchState.PLANNING, f"Planning for {len(members)} devices.")
             try:
-                work = Work(self._options.model, tuple(workload), self._options.plan_options)
+                work = Work(self._batch.model, tuple(workload), self._options.plan_options)
                 self._plan = await self._mesh.planning.plan(work, tuple(members.values()), self._report_status)
                 return self._plan, tuple(members[stage.device_id] for stage in self._plan.stages)
             except PreconditionError as error:

@@ -8,7 +8,7 @@ from coordinator.sequence import Sequence as TokenSequence
 from coordinator.stopping import StopCondition, stop_condition
 from coordinator.store import JobStore, JournalEntry, UnfinishedRequest
 from coordinator.tokenizing import ModelTokenizer
-from llmpq.batch import BatchOptions
+from llmpq.batch import Batch, BatchOptions
 
 
 class Ledger:
@@ -16,7 +16,7 @@ class Ledger:
 
     Args:
         store: Where it is written.
-        batch_id: The batch.
+        batch: The batch.
         options: Its options.
         tokenizer: Of its model.
 
@@ -24,9 +24,10 @@ class Ledger:
         num_recorded: Tokens and answers written so far; tells progress from standstill.
     """
 
-    def __init__(self, store: JobStore, batch_id: str, options: BatchOptions, tokenizer: ModelTokenizer) -> None:
+    def __init__(self, store: JobStore, batch: Batch, options: BatchOptions, tokenizer: ModelTokenizer) -> None:
         self._store = store
-        self._batch_id = batch_id
+        self._batch_id = batch.batch_id
+        self._model = batch.model
         self._options = options
         self._tokenizer = tokenizer
         self._requests: dict[int, tuple[Request, StopCondition]] = {}
@@ -75,14 +76,13 @@ class Ledger:
 
     def _answer(self, sequence: TokenSequence) -> Answer:
         request, stop = self._requests.pop(sequence.line_number)
-        model = self._options.model
         if sequence.is_scoring:
             text = self._tokenizer.decode(request.prompt)
-            return scoring_answer(request, model=model, text=text, logprobs=sequence.scores)
+            return scoring_answer(request, model=self._model, text=text, logprobs=sequence.scores)
         assert sequence.finish_reason is not None  # noqa: S101 only finished sequences come here
         return generation_answer(
             request,
-            model=model,
+            model=self._model,
             text=stop.text(sequence.generated),
             num_generated=len(sequence.generated),
             finish_reason=sequence.finish_reason,

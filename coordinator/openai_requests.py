@@ -40,6 +40,7 @@ class ParsedLine:
     Attributes:
         custom_id: The client's name for it.
         endpoint: What it asks for.
+        model: The model that it names; empty if none.
         prompt: Text, token ids, or chat messages with `role` and `content`.
         max_tokens: Tokens to generate; 0 to score the prompt; None if the line does not say.
         temperature: 0 is greedy.
@@ -53,6 +54,7 @@ class ParsedLine:
 
     custom_id: str
     endpoint: Endpoint
+    model: str
     prompt: Prompt
     max_tokens: int | None
     temperature: float
@@ -77,6 +79,7 @@ def parse_line(text: str) -> ParsedLine:
     return ParsedLine(
         custom_id=line.custom_id,
         endpoint=line.url,
+        model=body.model or "",
         prompt=body.prompt_or_messages(),
         max_tokens=body.token_limit(),
         temperature=body.temperature,
@@ -92,10 +95,18 @@ def parse_line(text: str) -> ParsedLine:
 def custom_id_of(text: str) -> str:
     """The custom_id of a line, as far as it can be read; empty otherwise."""
     try:
-        custom_id = _parse_object(text).get("custom_id")
+        return _text_in(_parse_object(text), "custom_id")
     except LineError:
         return ""
-    return custom_id if isinstance(custom_id, str) else ""
+
+
+def model_of(text: str) -> str:
+    """The model that a line names, as far as it can be read; empty otherwise."""
+    try:
+        body = _parse_object(text).get("body")
+    except LineError:
+        return ""
+    return _text_in(body, "model") if isinstance(body, dict) else ""
 
 
 #: Values at which a parameter that we do not have changes nothing.
@@ -229,6 +240,11 @@ def _parse_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise LineError("invalid_json_line", "The line is not a JSON object.")
     return value
+
+
+def _text_in(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    return value if isinstance(value, str) else ""
 
 
 def _refuse_unsupported(body: Mapping[str, Any], body_type: type[_Body]) -> None:

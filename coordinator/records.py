@@ -18,7 +18,7 @@ def batch_of(row: sqlite3.Row) -> Batch:
     options = json.loads(fields["options"])
     fields["plan"] = json.loads(fields["plan"]) if fields["plan"] else None
     fields["stages"] = json.loads(fields["stages"])
-    return from_fields(Batch, fields | {"model": options["model"], "metadata": options["metadata"]})
+    return from_fields(Batch, fields | {"metadata": options["metadata"]})
 
 
 def request_of(row: sqlite3.Row) -> Request:

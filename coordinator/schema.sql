@@ -3,6 +3,7 @@ CREATE TABLE IF NOT EXISTS batches (
     number INTEGER PRIMARY KEY AUTOINCREMENT,  -- order of submission
     batch_id TEXT NOT NULL UNIQUE,
     request_id TEXT UNIQUE,                    -- null if the client gave none
+    model TEXT NOT NULL,                       -- of the options, or of the lines where they name none
     options TEXT NOT NULL,
     state TEXT NOT NULL,
     status_message TEXT NOT NULL,

@@ -74,6 +74,7 @@ class JobStore:
     async def add_batch(
         self,
         options: BatchOptions,
+        model: str,
         lines: Mapping[int, str],
         max_queued_requests: int,
     ) -> tuple[Batch, bool]:
@@ -81,6 +82,7 @@ class JobStore:
 
         Args:
             options: Its options. A request_id that is there already names the batch to return.
+            model: What runs it.
             lines: Text by line number.
             max_queued_requests: Unanswered lines that may be in the store.
 
@@ -100,11 +102,12 @@ class JobStore:
             batch_id = f"batch_{uuid.uuid4().hex}"
             connection.execute(
                 "INSERT INTO batches"
-                " (batch_id, request_id, options, state, status_message, requests_total, create_time)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                " (batch_id, request_id, model, options, state, status_message, requests_total, create_time)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     batch_id,
                     options.request_id or None,
+                    model,
                     json.dumps(asdict(options)),
                     BatchState.QUEUED,
                     "Waiting for its turn.",

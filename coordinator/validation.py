@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from coordinator.openai_answers import error_answer
-from coordinator.openai_requests import LineError, custom_id_of, parse_line
+from coordinator.openai_requests import LineError, ParsedLine, custom_id_of, parse_line
 from coordinator.requests import Answer, Request
 from coordinator.tokenizing import ModelTokenizer
 from llmpq.batch import BatchOptions
@@ -18,16 +18,30 @@ class ValidatedLines:
     errors: list[Answer] = field(default_factory=list)
 
 
-def validate(lines: Iterable[tuple[int, str]], tokenizer: ModelTokenizer, options: BatchOptions) -> ValidatedLines:
-    """Checks and tokenizes (line number, text) pairs; a bad line becomes an error result and harms no other."""
+def validate(
+    lines: Iterable[tuple[int, str]],
+    model: str,
+    tokenizer: ModelTokenizer,
+    options: BatchOptions,
+) -> ValidatedLines:
+    """Checks and tokenizes (line number, text) pairs; a bad line becomes an error and harms no other.
+
+    Args:
+        lines: The lines.
+        model: What the batch runs on. Unless the options name it, no line may name another one.
+        tokenizer: Of that model.
+        options: Of the batch.
+    """
     validated = ValidatedLines()
     line_of_custom_id: dict[str, int] = {}
     for line_number, text in lines:
         custom_id = custom_id_of(text)
         try:
             _refuse_duplicate(line_of_custom_id, custom_id, line_number)
-            request = tokenizer.request(parse_line(text), line_number, options.default_max_tokens)
-            validated.requests.append(request)
+            line = parse_line(text)
+            if not options.model:
+                _refuse_other_model(line, model)
+            validated.requests.append(tokenizer.request(line, line_number, options.default_max_tokens))
         except LineError as error:
             validated.errors.append(error_answer(line_number, custom_id, error))
     return validated
@@ -38,3 +52,9 @@ def _refuse_duplicate(line_of_custom_id: dict[str, int], custom_id: str, line_nu
     if custom_id and first != line_number:
         message = f"custom_id '{custom_id}' of line {line_number} is that of line {first} already."
         raise LineError("duplicate_custom_id", message, "custom_id")
+
+
+def _refuse_other_model(line: ParsedLine, model: str) -> None:
+    if line.model and line.model != model:
+        message = f"body.model: a batch runs one model, and this one runs '{model}'. Submit the line in another batch."
+        raise LineError("model_mismatch", message, "body.model")
