@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -127,7 +128,7 @@ class Mesh:
     stages: list[Service] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        """Starts everything; stages register in their own time."""
+        """Starts everything and waits until every stage is a member."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             self.planner = self._start(stack, "planner_svc")
@@ -140,6 +141,7 @@ class Mesh:
                 flags = ("--coordinator", self.coordinator.address, "--name", f"stage-{stage}")
                 core = ("--cores", str(cores[stage % len(cores)]))
                 self.stages.append(self._start(stack, "stage_server", *flags, *core, *self.stage_flags))
+            self._wait_for_stages()
             self._running = stack.pop_all()
         return self
 
@@ -163,6 +165,11 @@ class Mesh:
             batch = client.submit(lines, model=model, **options)
             results = tuple(client.results(batch.batch_id))
             return Finished(client.get(batch.batch_id), results)
+
+    def _wait_for_stages(self) -> None:
+        with self.client() as client:
+            while len(client.cluster().stages) < self.num_stages:
+                time.sleep(0.1)
 
     def _start(self, stack: ExitStack, module: str, *flags: str) -> Service:
         service = Service(module, *flags, log=self.directory / f"{module}-{len(self.stages)}.log")
