@@ -11,14 +11,6 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Shortage:
-    """Bytes that a stage lacks even at the most compressed schemes; none if all layers fit."""
-
-    stage: int
-    short_bytes: int
-
-
-@dataclass(frozen=True)
 class AssignmentProblem:
     """Costs of every choice. All layers have the same shape, so only omega depends on the layer.
 
@@ -92,18 +84,24 @@ class AssignmentProblem:
         decode = _phase_bound(self.layer_decode_s, self.outside_decode_s, self.link_decode_s, self.num_layers)
         return self.schedule.prefill_s(*prefill) + self.schedule.decode_s(*decode)
 
-    def shortage(self) -> Shortage:
-        """What is missing if every layer is stored as compressed as its stage can; zero bytes if nothing is."""
+    def short_bytes(self) -> NDArray[np.int64]:
+        """(stages) bytes that are missing if every layer is stored as compressed as its stage can; zeros if it fits.
+
+        Every stage must hold a layer; what is then missing for the others is charged to the stage where it is least.
+        """
         smallest = np.where(self.is_usable, self.layer_bytes, np.inf).min(axis=1)
-        lacking = smallest - self.capacity_bytes
-        if lacking.max() > 0:
-            return Shortage(int(lacking.argmax()), int(lacking.max()))
-        held = np.floor(self.capacity_bytes / smallest)
+        short = np.maximum(smallest - self.capacity_bytes, 0.0)
+        capacity = self.capacity_bytes + short
+        held = np.floor(capacity / smallest)
         homeless = self.num_layers - held.sum()
-        if homeless <= 0:
-            return Shortage(0, 0)
-        short = (held + homeless) * smallest - self.capacity_bytes
-        return Shortage(int(short.argmin()), int(short.min()))
+        if homeless > 0:
+            missing = (held + homeless) * smallest - capacity
+            short[missing.argmin()] += missing.min()
+        return np.asarray(short, dtype=np.int64)
+
+    def fits(self) -> bool:
+        """Whether any assignment fits the memory."""
+        return not self.short_bytes().any()
 
 
 def _phase_bound(layer_s: Floats, outside_s: Floats, link_s: Floats, num_layers: int) -> tuple[float, float]:

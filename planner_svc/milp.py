@@ -76,7 +76,7 @@ class AssignmentModel:
         """Finds the assignment with the least objective.
 
         Args:
-            problem: One that fits (`AssignmentProblem.shortage`).
+            problem: One that fits (`AssignmentProblem.fits`).
             time_limit_s: The best assignment found by then is returned, with the bound proven by then.
             cutoff_s: Assignments that are not below it are of no interest.
             relative_gap: Stop when the bound is this close to the best assignment.

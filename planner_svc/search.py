@@ -114,7 +114,7 @@ class Search:
     def _relax(self, candidates: list[Candidate], bound_s: float, number: int) -> None:
         """Replaces a candidate's bound by that of its relaxed program; drops it if it cannot fit."""
         problem = self._space.problem(candidates[number])
-        if problem.shortage().short_bytes:
+        if not problem.fits():
             return
         self._is_any_fitting = True
         self._num_relaxed_since_solve += 1
@@ -166,18 +166,19 @@ class Search:
         )
 
     def _does_not_fit(self) -> DoesNotFitError:
-        """Names the device that is short of the fewest bytes in any candidate."""
-        shortages = [(self._space.problem(candidate).shortage(), candidate) for candidate in self._space.candidates]
-        shortage, candidate = min(shortages, key=lambda entry: entry[0].short_bytes)
-        device_id = candidate.order[shortage.stage]
-        short_bytes = shortage.short_bytes
-        enough_bytes = self._space.cost.devices[device_id].description.memory_budget_bytes + short_bytes
+        """Names the devices that are short in the candidate that is short of the fewest bytes."""
+        short, order = min(
+            ((self._space.problem(candidate).short_bytes(), candidate.order) for candidate in self._space.candidates),
+            key=lambda entry: int(entry[0].sum()),
+        )
+        short_bytes = {device_id: int(size) for device_id, size in zip(order, short, strict=True) if size}
+        worst = max(short_bytes, key=lambda device_id: short_bytes[device_id])
+        missing = " and ".join(f"device {device_id} is {size:,} bytes short" for device_id, size in short_bytes.items())
         return DoesNotFitError(
-            f"The model does not fit, however much it is compressed: at best, device {device_id} is {short_bytes:,} "
-            f"bytes short. A memory budget of {enough_bytes:,} bytes on it would do, or a further device, or shorter "
-            "sequences.",
-            subject=device_id,
-            metadata={"short_bytes": str(short_bytes), "enough_bytes": str(enough_bytes)},
+            f"The model does not fit, however much it is compressed: at best, {missing}. Give so much larger memory "
+            "budgets, add a device, allow lower precisions, or shorten the sequences.",
+            subject=worst,
+            metadata={"short_bytes": str(short_bytes[worst])},
         )
 
     def _smallest_loss(self) -> float:
@@ -190,7 +191,7 @@ class Search:
         losses = []
         for candidate in loosest.values():
             problem = self._space.problem(candidate).quality_only()
-            if problem.shortage().short_bytes == 0:
+            if problem.fits():
                 solution = AssignmentModel(problem).solve(problem, time_limit_s=_SOLVE_LIMIT_S)
                 losses.append(solution.bound_s)
         return min(losses)

@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-
-import numpy as np
+from heapq import heapreplace
 
 from llmpq.plan import LengthBucket
 
@@ -100,17 +99,19 @@ class Workload:
     def num_rounds(self, num_slots: int) -> int:
         """Decode rounds until all requests are done, when a slot takes the next request as soon as it is free.
 
-        Requests are dealt longest first. Those of equal length fill all slots alike as often as they can, and the rest
-        goes to the slots that are free first. Exact for equal lengths: ceil(requests / slots) * steps.
+        Requests are dealt longest first, each to the slot that is free first. Of many equal ones, all but the last
+        one or two per slot are dealt evenly at once. For equal lengths that is ceil(requests / slots) * steps.
         """
         return _num_rounds(self.steps, num_slots)
 
 
 @cache
 def _num_rounds(steps: tuple[tuple[int, int], ...], num_slots: int) -> int:
-    busy = np.zeros(num_slots, dtype=np.int64)  # (slots), rounds dealt to each
+    busy = [0] * num_slots  # rounds dealt to each slot beyond those dealt to all; a heap
+    dealt_to_all = 0
     for length, count in steps:
-        waves, rest = divmod(count, num_slots)
-        busy += waves * length
-        busy[np.argsort(busy, kind="stable")[:rest]] += length
-    return int(busy.max())
+        waves = max(count // num_slots - 1, 0)
+        dealt_to_all += waves * length
+        for _ in range(count - waves * num_slots):
+            heapreplace(busy, busy[0] + length)
+    return dealt_to_all + max(busy)

@@ -1,0 +1,140 @@
+"""The mixed-integer program against brute force."""
+
+from itertools import combinations, pairwise, product
+
+import numpy as np
+import pytest
+
+from planner_svc.assignment import AssignmentProblem
+from planner_svc.milp import Assignment, AssignmentModel
+from planner_svc.schedule import Schedule
+from planner_svc.workload import Load
+
+LOAD = Load(1, 1, 1)
+
+
+def random_problem(seed: int, *, quality_budget: float | None = None) -> AssignmentProblem:
+    """A small problem in which time, memory and quality all matter."""
+    rng = np.random.default_rng(seed)
+    layers, stages, schemes = int(rng.integers(3, 6)), int(rng.integers(1, 4)), 3
+    layer_s = (
+        rng.uniform(0.5, 3.0, (2, stages, schemes)) * rng.uniform(1, 3, (1, stages, 1)) * 10.0 ** -rng.integers(0, 5)
+    )
+    unusable = rng.random((stages, schemes)) < 0.15
+    unusable[:, 0] = False
+    layer_s[:, unusable] = np.inf
+    layer_bytes = np.array([4e6, 2.2e6, 1.3e6]) + rng.integers(0, 10**5, (stages, 1))
+    outside_s, link_s = (
+        rng.uniform(0, 2, (2, stages)) * layer_s[:, :, 0],
+        rng.uniform(0, 2, (2, stages)) * layer_s[:, :, 0],
+    )
+    omega = np.array([0.0, 0.1, 1.0]) * rng.uniform(0.3, 3.0, (layers, 1)) / layers
+    schedule = Schedule(
+        int(rng.integers(1, 9)), int(rng.integers(1, 5)), int(rng.integers(0, 20)), LOAD, LOAD, LOAD, LOAD
+    )
+    return AssignmentProblem(
+        layer_prefill_s=layer_s[0],
+        layer_decode_s=layer_s[1],
+        outside_prefill_s=outside_s[0],
+        outside_decode_s=outside_s[1],
+        link_prefill_s=link_s[0],
+        link_decode_s=link_s[1],
+        layer_bytes=layer_bytes,
+        capacity_bytes=rng.uniform(1.5e6, 8e6, stages) * layers / stages / 1.5,
+        omega=omega,
+        theta_s=float(rng.uniform(0, 20) * layer_s[1, 0, 0]),
+        quality_budget=quality_budget,
+        schedule=schedule,
+    )
+
+
+def objective_s(problem: AssignmentProblem, assignment: Assignment) -> float:
+    """Time + theta * loss of an assignment, infinite where it breaks a rule."""
+    counts = np.array([np.bincount(stage, minlength=problem.num_schemes) for stage in assignment])
+    loss = sum(problem.omega[layer, scheme] for layer, scheme in enumerate(s for stage in assignment for s in stage))
+    fits = ((counts * problem.layer_bytes).sum(axis=1) <= problem.capacity_bytes).all()
+    if not fits or (counts[~problem.is_usable] > 0).any() or (counts.sum(axis=1) == 0).any():
+        return np.inf
+    if problem.quality_budget is not None and loss > problem.quality_budget:
+        return np.inf
+    total_s = problem.theta_s * loss
+    for layer_s, outside_s, link_s, time_s in (
+        (problem.layer_prefill_s, problem.outside_prefill_s, problem.link_prefill_s, problem.schedule.prefill_s),
+        (problem.layer_decode_s, problem.outside_decode_s, problem.link_decode_s, problem.schedule.decode_s),
+    ):
+        stage_s = outside_s + (counts * np.where(problem.is_usable, layer_s, 0)).sum(axis=1)
+        total_s += time_s(stage_s.sum() + link_s.sum(), max(stage_s.max(), link_s.max()))
+    return float(total_s)
+
+
+def brute_force_s(problem: AssignmentProblem) -> float:
+    """The least objective over all cuts and all schemes."""
+    best = np.inf
+    for cuts in combinations(range(1, problem.num_layers), problem.num_stages - 1):
+        ends = (0, *cuts, problem.num_layers)
+        for schemes in product(range(problem.num_schemes), repeat=problem.num_layers):
+            stages = tuple(schemes[first:end] for first, end in pairwise(ends))
+            best = min(best, objective_s(problem, stages))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_equals_brute_force(seed: int) -> None:
+    """The program finds the least objective over all splits and precisions, or that there is none."""
+    problem = random_problem(seed)
+    expected = brute_force_s(problem)
+    if not problem.fits():
+        assert expected == np.inf
+        return
+    solution = AssignmentModel(problem).solve(problem, time_limit_s=20, relative_gap=0)
+    assert solution.assignment is not None
+    assert objective_s(problem, solution.assignment) == pytest.approx(expected, rel=1e-6)
+    assert solution.bound_s <= expected * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_budget_equals_brute_force(seed: int) -> None:
+    """With a hard limit on the loss, the program still agrees with brute force, also on there being no plan."""
+    problem = random_problem(seed, quality_budget=0.25)
+    expected = brute_force_s(problem)
+    if not problem.fits():
+        pytest.skip("nothing fits in this draw")
+    solution = AssignmentModel(problem).solve(problem, time_limit_s=20, relative_gap=0)
+    found = np.inf if solution.assignment is None else objective_s(problem, solution.assignment)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_bounds_are_bounds(seed: int) -> None:
+    """Neither the cheap bound nor the relaxed program's exceeds the least objective."""
+    problem = random_problem(seed)
+    best = brute_force_s(problem)
+    cheap = problem.time_bound_s() + problem.theta_s * problem.omega.min(axis=1).sum()
+    assert cheap <= best * (1 + 1e-9)
+    if problem.fits():
+        assert AssignmentModel(problem, is_relaxed=True).solve(problem, time_limit_s=5).bound_s <= best * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_cutoff_hides_nothing_better(seed: int) -> None:
+    """A cutoff above the optimum changes nothing; one below it gives no better plan, and a bound that still holds."""
+    problem = random_problem(seed)
+    if not problem.fits():
+        pytest.skip("nothing fits in this draw")
+    best = brute_force_s(problem)
+    model = AssignmentModel(problem)
+    above = model.solve(problem, time_limit_s=20, cutoff_s=best * 1.05, relative_gap=0)
+    assert above.assignment is not None
+    assert objective_s(problem, above.assignment) == pytest.approx(best, rel=1e-6)
+    below = model.solve(problem, time_limit_s=20, cutoff_s=best * 0.9, relative_gap=0)
+    assert below.assignment is None or objective_s(problem, below.assignment) >= best * (1 - 1e-6)
+    assert below.bound_s <= best * (1 + 1e-6)
+
+
+def test_one_model_serves_many_problems() -> None:
+    """A compiled program gives for another problem of its dimensions what one compiled for it gives."""
+    first, second = (random_problem(seed) for seed in (1, 1))
+    model = AssignmentModel(first)
+    before = model.solve(first, time_limit_s=20)
+    model.solve(second.quality_only(), time_limit_s=20)
+    assert model.solve(first, time_limit_s=20) == before
