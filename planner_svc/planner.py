@@ -65,7 +65,9 @@ class Planner:
         check_plan(problem, plan)
         return self._cost(problem).evaluate(plan)
 
-    def compare(self, problem: PlanningProblem, strategies: Sequence[str]) -> list[StrategyResult]:
+    def compare(
+        self, problem: PlanningProblem, strategies: Sequence[str], on_progress: OnProgress = _ignore
+    ) -> list[StrategyResult]:
         """Makes a plan by each strategy; none named means all.
 
         Raises:
@@ -73,12 +75,12 @@ class Planner:
         """
         for number, name in enumerate(strategies):
             check_strategy(name or "''", STRATEGIES, f"strategies[{number}]")
-        return [self._result(problem, name) for name in strategies or STRATEGIES]
+        return [self._result(problem, name, on_progress) for name in strategies or STRATEGIES]
 
-    def _result(self, problem: PlanningProblem, strategy: str) -> StrategyResult:
+    def _result(self, problem: PlanningProblem, strategy: str, on_progress: OnProgress) -> StrategyResult:
         options = replace(problem.options, strategy=strategy)
         try:
-            return StrategyResult(strategy, self.create(replace(problem, options=options)))
+            return StrategyResult(strategy, self.create(replace(problem, options=options), on_progress))
         except PreconditionError as error:
             return StrategyResult(strategy, None, error.message)
 

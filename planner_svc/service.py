@@ -67,7 +67,11 @@ class PlannerService(planner_service_pb2_grpc.PlannerServiceServicer):
         """See the contract."""
         del context
         problem = from_message(PlanningProblem, request.problem)
-        results = await asyncio.to_thread(self._planner.compare, problem, tuple(request.strategies))
+        reporter = _Reporter()
+        try:
+            results = await asyncio.to_thread(self._compare, problem, tuple(request.strategies), reporter)
+        finally:
+            reporter.cancel()
         return planner_service_pb2.ComparePlansResponse(results=map(_result_message, results))
 
     def _create(self, problem: PlanningProblem, reporter: _Reporter) -> Plan | None:
@@ -76,6 +80,15 @@ class PlannerService(planner_service_pb2_grpc.PlannerServiceServicer):
             return self._planner.create(problem, reporter)
         except _Cancelled:
             return None
+
+    def _compare(
+        self, problem: PlanningProblem, strategies: tuple[str, ...], reporter: _Reporter
+    ) -> list[StrategyResult]:
+        """Runs on a worker thread; nothing if nobody waits any more."""
+        try:
+            return self._planner.compare(problem, strategies, reporter)
+        except _Cancelled:
+            return []
 
 
 class _Cancelled(Exception):  # noqa: N818 not an error

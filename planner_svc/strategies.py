@@ -19,7 +19,7 @@ def llm_pq(space: SearchSpace, deadline: float, on_progress: OnProgress) -> Plan
         incumbent = uniform(space, deadline, on_progress)
     except PreconditionError:
         incumbent = None
-    return Search(space, incumbent, deadline, on_progress).run()
+    return replace(Search(space, incumbent, deadline, on_progress).run(), strategy="llm-pq")
 
 
 def uniform(space: SearchSpace, _deadline: float, _on_progress: OnProgress) -> Plan:

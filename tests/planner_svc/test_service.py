@@ -62,7 +62,7 @@ async def create(stub: Any, message: Problem) -> list[planner_service_pb2.Create
 
 async def test_streams_progress_then_the_plan(stub: Any, message: Problem) -> None:
     """CreatePlan sends progress that only grows, and the plan, hashed, in the last message."""
-    *progress, last = [response for response in await create(stub, message)]
+    *progress, last = await create(stub, message)
     assert last.WhichOneof("event") == "plan"
     assert {response.WhichOneof("event") for response in progress} == {"progress"}
     done = [response.progress.candidates_done for response in progress]
