@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from llmpq.batch import Batch, BatchState
 from llmpq.cli.terminal import note, stderr
 
-#: Pause between plain lines, unless the state changes.
+#: Pause between plain lines, unless there is something new to say.
 _LINE_EVERY_S = 5.0
 
 
@@ -26,7 +26,7 @@ class BatchProgress:
         )
         self._task = self._bar.add_task("queued", total=None, detail="")
         self._running_since: tuple[float, int] | None = None  # clock, tokens
-        self._state: BatchState | None = None
+        self._said: tuple[BatchState, str] | None = None
         self._next_line_at = 0.0
 
     def __enter__(self) -> Self:
@@ -44,17 +44,16 @@ class BatchProgress:
         done, total, detail = self._describe(batch, now)
         if stderr.is_terminal:
             self._bar.update(self._task, description=batch.state.label, completed=done, total=total, detail=detail)
-        elif batch.state is not self._state or now >= self._next_line_at:
+        elif (batch.state, batch.status_message) != self._said or now >= self._next_line_at:
             note(f"{batch.state.label}: {detail}" if detail else batch.state.label)
-            self._next_line_at = now + _LINE_EVERY_S
-        self._state = batch.state
+            self._said, self._next_line_at = (batch.state, batch.status_message), now + _LINE_EVERY_S
 
     def _describe(self, batch: Batch, now: float) -> tuple[int, int | None, str]:
         """Steps done, steps in all (None if unknown), and the sentence beside them."""
-        if batch.state is BatchState.LOADING:
+        num_layers = sum(stage.layers_total for stage in batch.stages)
+        if batch.state is BatchState.LOADING and num_layers:
             done = sum(stage.layers_done for stage in batch.stages)
-            total = sum(stage.layers_total for stage in batch.stages)
-            return done, total or None, f"{done} of {total} layers"
+            return done, num_layers, f"{done} of {num_layers} layers"
         if batch.state is BatchState.RUNNING or batch.state.is_final:
             answered = batch.requests_completed + batch.requests_failed
             detail = f"{answered} of {batch.requests_total} requests, {batch.generated_tokens:,} tokens"

@@ -1,13 +1,17 @@
 """Where the command line speaks: documents and tables on standard output, everything else on standard error."""
 
 import json
+import sys
 from typing import Any
 
 from rich.console import Console
 
+#: Columns of tables where there is no terminal to fit them to.
+_WIDTH = 120
+
 #: NO_COLOR and redirection are respected by rich.
-stdout = Console()
-stderr = Console(stderr=True)
+stdout = Console(width=None if sys.stdout.isatty() else _WIDTH)
+stderr = Console(stderr=True, width=None if sys.stderr.isatty() else _WIDTH)
 
 
 def print_json(document: Any) -> None:
