@@ -107,7 +107,7 @@ def test_a_slice_that_cannot_fit_is_refused(two_stages: Mesh, stories260k: str) 
     """LoadStage of more than the budget is FAILED_PRECONDITION, and PreconditionFailure names the device."""
     request = _load_request(stories260k, scheme="w16", num_slots=2**31)
 
-    with grpc.insecure_channel(two_stages.stages[0].address) as channel:
+    with grpc.insecure_channel(two_stages.services["stage-0"].address) as channel:
         error = _error_of(stage_service_pb2_grpc.StageServiceStub(channel).LoadStage(request, timeout=30))
 
     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
@@ -120,7 +120,7 @@ def test_a_slice_at_an_unknown_precision_is_refused(two_stages: Mesh, stories260
     """LoadStage at a scheme that does not exist is INVALID_ARGUMENT, and BadRequest describes it."""
     request = _load_request(stories260k, scheme="w2", num_slots=1)
 
-    with grpc.insecure_channel(two_stages.stages[0].address) as channel:
+    with grpc.insecure_channel(two_stages.services["stage-0"].address) as channel:
         error = _error_of(stage_service_pb2_grpc.StageServiceStub(channel).LoadStage(request, timeout=30))
 
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -154,7 +154,7 @@ def test_a_wrong_frame_is_refused(
         payload=payload,
     )
 
-    with grpc.insecure_channel(two_stages.stages[0].address) as channel:
+    with grpc.insecure_channel(two_stages.services["stage-0"].address) as channel:
         stub = activation_service_pb2_grpc.ActivationServiceStub(channel)
         error = _error_of(stub.Forward(iter([frame]), timeout=30))
 

@@ -49,6 +49,7 @@ def test_a_killed_coordinator_goes_on_where_it_stopped(mesh: Mesh, stories260k: 
         before = [next(results) for _ in range(NUM_REQUESTS // 4)]
         mesh.coordinator.kill()
         mesh.coordinator.start()
+        mesh.coordinator.wait_until_listening()
         after = list(results)
         disturbed = Finished(client.get(batch_id), (*before, *after))
         again = tuple(client.results(batch_id))
@@ -65,7 +66,7 @@ def test_a_killed_coordinator_goes_on_where_it_stopped(mesh: Mesh, stories260k: 
 
 def _frames_since_load(mesh: Mesh) -> int:
     """Frames that the first stage has computed since the restarted coordinator loaded it."""
-    with grpc.insecure_channel(mesh.stages[0].address) as channel:
+    with grpc.insecure_channel(mesh.services["stage-0"].address) as channel:
         stub = stage_service_pb2_grpc.StageServiceStub(channel)
         stage = stub.GetStage(stage_service_pb2.GetStageRequest(), timeout=10)
     assert stage.state == stage_service_pb2.STAGE_STATE_READY

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ STOP_TIMEOUT_S = 20
 
 
 class Service:
-    """One process of the mesh, which listens once this is built.
+    """One process of the mesh.
 
     Args:
         module: What to run: `python -m MODULE`.
@@ -34,7 +35,7 @@ class Service:
         self.start()
 
     def start(self) -> None:
-        """Starts the process, the second time at the same address, and waits until it listens."""
+        """Starts the process, the second time at the same address; it does not listen yet."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", self._module, "--listen", self.address, *self._flags],
@@ -43,24 +44,29 @@ class Service:
                 stderr=log,
                 text=True,
             )
+
+    def wait_until_listening(self) -> Self:
+        """Returns once the process can be called."""
         assert self.process.stdout is not None
         announcement = self.process.stdout.readline()
         assert announcement.startswith("listening on "), (
             f"{self._module} did not start:\n{self.log.read_text()[-4000:]}"
         )
         self.address = announcement.split()[-1]
+        return self
 
     def kill(self) -> None:
         """Ends the process as a power cut would."""
         self.process.kill()
-        self._reap()
+        self.wait()
 
     def stop(self) -> int:
         """Asks the process to end; returns its exit code."""
         self.process.terminate()
-        return self._reap()
+        return self.wait()
 
-    def _reap(self) -> int:
+    def wait(self) -> int:
+        """Waits for the end of the process; returns its exit code."""
         try:
             return self.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -119,41 +125,42 @@ class Mesh:
         num_stages: Stage servers; each has one of this machine's cores, in turn.
         coordinator_flags: Further flags of the coordinator.
         stage_flags: Further flags of every stage server.
+        services: All processes by name: planner, coordinator, stage-0 and so on.
     """
 
     directory: Path
     num_stages: int
     coordinator_flags: tuple[str, ...] = ()
     stage_flags: tuple[str, ...] = ()
-    stages: list[Service] = field(default_factory=list)
+    services: dict[str, Service] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         """Starts everything and waits until every stage is a member."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            self.planner = self._start(stack, "planner_svc")
-            state = ("--state", str(self.directory / "state"))
-            self.coordinator = self._start(
-                stack, "coordinator", "--planner", self.planner.address, *state, *self.coordinator_flags
-            )
+            stack.callback(self._stop)
+            self.planner = self._start("planner", "planner_svc").wait_until_listening()
+            state = ("--planner", self.planner.address, "--state", str(self.directory / "state"))
+            self.coordinator = self._start("coordinator", "coordinator", *state, *self.coordinator_flags)
+            self.coordinator.wait_until_listening()
             cores = sorted(os.sched_getaffinity(0))
-            for stage in range(self.num_stages):
-                flags = ("--coordinator", self.coordinator.address, "--name", f"stage-{stage}")
-                core = ("--cores", str(cores[stage % len(cores)]))
-                self.stages.append(self._start(stack, "stage_server", *flags, *core, *self.stage_flags))
-            self._wait_for_stages()
+            for name, core in zip(self.stage_names, cycle(cores), strict=False):
+                flags = ("--coordinator", self.coordinator.address, "--name", name, "--cores", str(core))
+                self._start(name, "stage_server", *flags, *self.stage_flags)
+            for name in self.stage_names:
+                self.services[name].wait_until_listening()
+            self._wait_for_members()
             self._running = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stops what still runs, the last started first."""
+        """Stops what still runs."""
         self._running.close()
 
     @property
-    def services(self) -> dict[str, Service]:
-        """All processes by name."""
-        stages = {f"stage-{index}": stage for index, stage in enumerate(self.stages)}
-        return {"planner": self.planner, "coordinator": self.coordinator} | stages
+    def stage_names(self) -> list[str]:
+        """Names of the stage servers' devices."""
+        return [f"stage-{index}" for index in range(self.num_stages)]
 
     def client(self) -> SyncClient:
         """A client of the coordinator; use it as a context manager."""
@@ -171,7 +178,18 @@ class Mesh:
             while len(client.cluster().stages) < self.num_stages:
                 time.sleep(0.1)
 
-    def _start(self, stack: ExitStack, module: str, *flags: str) -> Service:
-        service = Service(module, *flags, log=self.directory / f"{module}-{len(self.stages)}.log")
-        stack.callback(lambda: service.process.poll() is None and service.stop())
-        return service
+    def _start(self, name: str, module: str, *flags: str) -> Service:
+        self.services[name] = Service(module, *flags, log=self.directory / f"{name}.log")
+        return self.services[name]
+
+    def _stop(self) -> None:
+        running = [service for service in self.services.values() if service.process.poll() is None]
+        for service in running:
+            service.process.terminate()
+        for service in running:
+            service.wait()
+
+    def _wait_for_members(self) -> None:
+        with self.client() as client:
+            while len(client.cluster().stages) < self.num_stages:
+                time.sleep(0.1)
