@@ -74,7 +74,7 @@ class Search:
         heapify(self._bounded)
         while self._open_bound_s < self._cutoff_s and not self._is_late:
             if self._should_solve():
-                self._solve(candidates[heappop(self._relaxed)[1]])
+                self._solve(candidates, *heappop(self._relaxed))
             else:
                 self._relax(candidates, *heappop(self._bounded))
             self._on_progress(Progress(len(candidates) - self._num_open, len(candidates), self._best_objective_s))
@@ -122,16 +122,16 @@ class Search:
         if relaxed.bound_s < inf:
             heappush(self._relaxed, (max(bound_s, relaxed.bound_s), number))
 
-    def _solve(self, candidate: Candidate) -> None:
+    def _solve(self, candidates: list[Candidate], bound_s: float, number: int) -> None:
         """Solves a candidate's program and keeps its plan if it is the best so far."""
         self._num_relaxed_since_solve = 0
-        problem = self._space.problem(candidate)
+        problem = self._space.problem(candidates[number])
         time_limit_s = min(_SOLVE_LIMIT_S, max(self._deadline - time.monotonic(), 0.0))
         model = self._model(problem, is_relaxed=False)
         solution = model.solve(problem, time_limit_s=time_limit_s, cutoff_s=self._cutoff_s)
-        self._closed_bound_s = min(self._closed_bound_s, solution.bound_s)
+        self._closed_bound_s = min(self._closed_bound_s, max(bound_s, solution.bound_s))
         if solution.assignment is not None:
-            plan = self._space.plan(candidate, solution.assignment, "llm-pq")
+            plan = self._space.plan(candidates[number], solution.assignment, "llm-pq")
             if self._space.objective_s(plan) < self._best_objective_s:
                 self._best = plan
 

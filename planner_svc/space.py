@@ -25,8 +25,8 @@ from planner_svc.workload import Load
 #: number of seconds does not.
 DEFAULT_THETA_SHARE = 0.25
 
-#: Device orders that are tried at most, those with the most devices first.
-MAX_ORDERS = 500
+#: Candidates that are tried at most, orders with the most devices first. Four unlike devices have about as many.
+MAX_CANDIDATES = 5_000
 
 Order = tuple[str, ...]
 
@@ -68,8 +68,9 @@ class SearchSpace:
 
     @cached_property
     def candidates(self) -> list[Candidate]:
-        """All combinations of order and setting."""
-        return [Candidate(order, setting) for order in self.orders() for setting in self.settings(order)]
+        """The combinations of order and setting, `MAX_CANDIDATES` at most."""
+        everything = (Candidate(order, setting) for order in self.orders() for setting in self.settings(order))
+        return list(islice(everything, MAX_CANDIDATES))
 
     @cached_property
     def theta_s(self) -> float:
@@ -86,7 +87,7 @@ class SearchSpace:
         loss_s = self.theta_s * float(self.omega.min(axis=1).sum())
         return [time_s + loss_s for time_s in self._time_bounds_s]
 
-    def orders(self) -> list[Order]:
+    def orders(self) -> Iterator[Order]:
         """Ordered selections of devices that can hold a layer; of those that differ in names only, one."""
         usable = [device_id for device_id, schemes in self.usable.items() if schemes]
         kinds: list[list[str]] = []
@@ -99,8 +100,8 @@ class SearchSpace:
                 alike.append(device_id)
         most = min(len(usable), self.cost.shape.num_layers)
         fewest = most if self.options.use_all_devices else 1
-        sizes = range(most, fewest - 1, -1)
-        return list(islice((order for size in sizes for order in _selections(kinds, size)), MAX_ORDERS))
+        for size in range(most, fewest - 1, -1):
+            yield from _selections(kinds, size)
 
     def settings(self, order: Order) -> list[Setting]:
         """Micro-batch sizes to try on a pipeline, unless the options fix them.
