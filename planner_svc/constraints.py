@@ -115,9 +115,9 @@ def run_only_what_devices_can(v: Variables, p: Parameters) -> list[cp.Constraint
     return [_named("scheme-count-lower", v.count >= 0), _named("scheme-count-upper", v.count <= p.max_count)]
 
 
-def fit_memory(v: Variables, p: Parameters, slack: float) -> list[cp.Constraint]:
-    """Sum_k n[j,k] * BYTES[j,k] <= (1 - slack) * CAPACITY[j]; the slack is the solver's own tolerance."""
-    return [_named("memory", v.per_stage @ cp.multiply(p.memory_share, v.count) <= 1 - slack)]
+def fit_memory(v: Variables, p: Parameters) -> list[cp.Constraint]:
+    """Sum_k n[j,k] * BYTES[j,k] <= CAPACITY[j]."""
+    return [_named("memory", v.per_stage @ cp.multiply(p.memory_share, v.count) <= 1)]
 
 
 def time_prefill(v: Variables, p: Parameters) -> list[cp.Constraint]:

@@ -15,8 +15,9 @@ from planner_svc import constraints as rows
 from planner_svc.assignment import AssignmentProblem, Floats
 from planner_svc.constraints import Parameters, Variables
 
-#: HiGHS lets rows be violated by this much; memory rows are tightened by it, so that a plan never exceeds a budget.
-_TOLERANCE = 1e-6
+#: HiGHS lets rows be violated by this much. Memory rows are shares of the capacity, so whoever states the capacity
+#: leaves this share of it free.
+TOLERANCE = 1e-6
 
 #: Columns of each stage's layers: for each stage, the scheme of each of its layers.
 Assignment = tuple[tuple[int, ...], ...]
@@ -56,7 +57,7 @@ class AssignmentModel:
                 *rows.keep_stages_contiguous(v),
                 *rows.use_every_stage(v),
                 *rows.run_only_what_devices_can(v, p),
-                *rows.fit_memory(v, p, slack=_TOLERANCE),
+                *rows.fit_memory(v, p),
                 *rows.time_prefill(v, p),
                 *rows.time_decode(v, p),
                 *rows.close_the_loop(v, p),
@@ -85,7 +86,7 @@ class AssignmentModel:
         self._load(problem, unit_s)
         # Not Problem.solve: it warns wherever a time limit ends the search, and hides the bound.
         data, chain, inverse = self._program.get_problem_data(cp.HIGHS)
-        options = {"time_limit": time_limit_s, "mip_rel_gap": relative_gap, "mip_feasibility_tolerance": _TOLERANCE}
+        options = {"time_limit": time_limit_s, "mip_rel_gap": relative_gap, "mip_feasibility_tolerance": TOLERANCE}
         if np.isfinite(cutoff_s):
             options["objective_bound"] = cutoff_s / unit_s
         raw = chain.solve_via_data(self._program, data, solver_opts=options)

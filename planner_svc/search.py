@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
-from math import inf
+from math import ceil, inf
 
 from llmpq.errors import DoesNotFitError, PreconditionError
 from llmpq.plan import Plan
@@ -61,6 +61,7 @@ class Search:
         self._closed_bound_s = inf
         self._num_relaxed_since_solve = 0
         self._is_any_fitting = False
+        self._is_any_undecided = False
 
     def run(self) -> Plan:
         """The best plan found, with the gap to what is not excluded.
@@ -130,7 +131,9 @@ class Search:
         model = self._model(problem, is_relaxed=False)
         solution = model.solve(problem, time_limit_s=time_limit_s, cutoff_s=self._cutoff_s)
         self._closed_bound_s = min(self._closed_bound_s, max(bound_s, solution.bound_s))
-        if solution.assignment is not None:
+        if solution.assignment is None:
+            self._is_any_undecided |= solution.bound_s < self._cutoff_s
+        else:
             plan = self._space.plan(candidates[number], solution.assignment, "llm-pq")
             if self._space.objective_s(plan) < self._best_objective_s:
                 self._best = plan
@@ -148,18 +151,18 @@ class Search:
         return replace(plan, estimate=replace(plan.estimate, gap=gap))
 
     def _explain(self) -> PreconditionError:
-        if self._num_open:
+        if not self._num_open and not self._is_any_fitting:
+            return self._does_not_fit()
+        if self._num_open or self._is_any_undecided:
             return PreconditionError(
                 "No plan was found in the time allowed. Raise options.time_limit_s, or fix micro-batch sizes.",
                 reason="TIME_LIMIT",
                 subject="problem.options.time_limit_s",
             )
-        if not self._is_any_fitting:
-            return self._does_not_fit()
         reachable = self._smallest_loss()
         return PreconditionError(
             f"No plan that fits the memory has a quality loss within {self._space.options.quality_budget:g}; "
-            f"the smallest that can be reached is {reachable:.6g}. Raise the budget, or add memory.",
+            f"the smallest that can be reached is {ceil(reachable * 1e4) / 1e4:g}. Raise the budget, or add memory.",
             reason="QUALITY_BUDGET_INFEASIBLE",
             subject="problem.options.quality_budget",
             metadata={"smallest_quality_loss": repr(reachable)},
@@ -192,6 +195,7 @@ class Search:
         for candidate in loosest.values():
             problem = self._space.problem(candidate).quality_only()
             if problem.fits():
-                solution = AssignmentModel(problem).solve(problem, time_limit_s=_SOLVE_LIMIT_S)
-                losses.append(solution.bound_s)
+                solution = AssignmentModel(problem).solve(problem, time_limit_s=_SOLVE_LIMIT_S, relative_gap=0.0)
+                if solution.assignment is not None:
+                    losses.append(self._space.plan(candidate, solution.assignment, "").estimate.quality_loss)
         return min(losses)

@@ -15,7 +15,7 @@ from llmpq.schemes import SCHEMES
 from planner_svc.assignment import AssignmentProblem, Floats
 from planner_svc.cost import CostModel, profiles_alike
 from planner_svc.memory import stage_memory
-from planner_svc.milp import Assignment
+from planner_svc.milp import TOLERANCE, Assignment
 from planner_svc.quality import omega_matrix
 from planner_svc.schedule import Setting
 from planner_svc.workload import Load
@@ -234,7 +234,7 @@ class SearchSpace:
         return np.array([[cache + weights for weights in self._weight_bytes] for cache in caches], dtype=float)
 
     def _capacity_bytes(self, order: Order, setting: Setting) -> Floats:
-        """(stages) budget less everything but the layers; may be negative."""
+        """(stages) budget less everything but the layers, and less the solver's tolerance; may be negative."""
         memories = [
             stage_memory(
                 self.cost.shape,
@@ -248,7 +248,8 @@ class SearchSpace:
             )
             for number, device_id in enumerate(order)
         ]
-        return np.array([memory.budget_bytes - memory.used_bytes for memory in memories], dtype=float)
+        free = np.array([memory.budget_bytes - memory.used_bytes for memory in memories], dtype=float)
+        return np.asarray(free - TOLERANCE * np.abs(free))
 
 
 def _precision(scheme: str, group_size: int) -> LayerPrecision:

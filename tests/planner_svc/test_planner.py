@@ -114,8 +114,8 @@ def test_impossible_budget_says_what_is_possible() -> None:
         PLANNER.create(memory_tight_problem(quality_budget=0.001))
     assert caught.value.reason == "QUALITY_BUDGET_INFEASIBLE"
     smallest = float(caught.value.metadata["smallest_quality_loss"])
-    plan = PLANNER.create(memory_tight_problem(quality_budget=smallest * 1.001))
-    assert plan.estimate.quality_loss == pytest.approx(smallest, rel=2e-3)
+    plan = PLANNER.create(memory_tight_problem(quality_budget=smallest))
+    assert plan.estimate.quality_loss == pytest.approx(smallest, rel=1e-6)
 
 
 def test_weight_buys_quality() -> None:
@@ -230,7 +230,7 @@ def test_memory_infeasible_names_device_and_bytes() -> None:
     assert caught.value.subject == "slow"
     short_bytes = int(caught.value.metadata["short_bytes"])
     fast, slow = problem.devices
-    for extra, fits in ((short_bytes - 1, False), (short_bytes + 1000, True)):
+    for extra, fits in ((short_bytes - 1000, False), (short_bytes + 1000, True)):
         enough = replace(problem, devices=(fast, with_budget(slow, 60 * 10**6 + extra)))
         if fits:
             assert PLANNER.create(enough).stages
