@@ -13,11 +13,14 @@ from llmpq.device import LatencyPoint
 from llmpq.errors import InternalError
 from llmpq.messages import from_message, to_message
 from llmpq.plan import LayerPrecision, LayerSensitivity, Plan, PlanningProblem, StageMemory
-from llmpq.rpc import CONTROL_DEADLINE_S, open_channel, rpc_errors
+from llmpq.rpc import open_channel, rpc_errors
 from llmpq.v1 import planner_service_pb2 as planner_pb
 from llmpq.v1 import stage_service_pb2 as stage_pb
 from llmpq.v1.planner_service_pb2_grpc import PlannerServiceStub
 from llmpq.v1.stage_service_pb2_grpc import StageServiceStub
+
+#: Deadline of a question that somebody waits for and that a stage answers from memory.
+_PROBE_DEADLINE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class StageLink:
     async def plan_hash(self) -> str:
         """The plan that it holds; empty if none."""
         with rpc_errors(self._peer):
-            response = await self._stub.GetStage(stage_pb.GetStageRequest(), timeout=CONTROL_DEADLINE_S)
+            response = await self._stub.GetStage(stage_pb.GetStageRequest(), timeout=_PROBE_DEADLINE_S)
         return response.plan_hash
 
 

@@ -166,7 +166,7 @@ class _Body(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] = 0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
-    stop: str | list[_NonEmpty] = []
+    stop: _NonEmpty | list[_NonEmpty] = []
     stop_token_ids: list[_TokenId] = []
     ignore_eos: bool = False
 
@@ -202,13 +202,11 @@ class _CompletionBody(_Body):
 
     def token_limit(self) -> int | None:
         """Scoring is the one use of echo, logprobs and max_tokens 0; they come together or not at all."""
-        asked = (self.max_tokens == 0, self.echo, self.logprobs is not None)
-        if any(asked) and not all(asked):
-            raise LineError(
-                "unsupported_parameter",
-                "body: `echo`, `logprobs` and `max_tokens` 0 are supported together only, to score the prompt.",
-                "body.logprobs" if asked[2] else "body.echo" if asked[1] else "body.max_tokens",
-            )
+        asked = {"logprobs": self.logprobs is not None, "echo": self.echo, "max_tokens": self.max_tokens == 0}
+        if any(asked.values()) and not all(asked.values()):
+            param = next(f"body.{name}" for name, is_asked in asked.items() if is_asked)
+            message = f"{param}: `echo`, `logprobs` and `max_tokens` 0 are supported together only, to score a prompt."
+            raise LineError("unsupported_parameter", message, param)
         return self.max_tokens
 
 
@@ -265,10 +263,13 @@ def _validated(model: type[_Model], fields: Mapping[str, Any], prefix: str = "")
 
 
 def _line_error(error: ValidationError, prefix: str) -> LineError:
-    first = error.errors(include_url=False, include_input=False)[0]
-    param = prefix + ".".join(str(part) for part in first["loc"])
-    code = _CODES.get((first["type"], param)) or _CODES_OF_TYPE.get(first["type"], "invalid_value")
-    return LineError(code, f"{param}: {first['msg']}.", param)
+    # Of the alternatives that a value may be, the one that was followed furthest is the one that was meant.
+    found = max(error.errors(include_url=False, include_input=False), key=lambda found: len(found["loc"]))
+    # Alternatives are in the path by their type; only names and indices belong to the line.
+    path = [str(part) for part in found["loc"] if isinstance(part, int) or (part.isidentifier() and part != "str")]
+    param = prefix + ".".join(path)
+    code = _CODES.get((found["type"], param)) or _CODES_OF_TYPE.get(found["type"], "invalid_value")
+    return LineError(code, f"{param}: {found['msg']}.", param)
 
 
 _CODES = {

@@ -91,7 +91,7 @@ def _run(limits: Limits, sequences: list[Sequence]) -> _Pipeline:
 @pytest.mark.parametrize("seed", range(150))
 def test_every_request_gets_exactly_its_tokens(seed: int) -> None:
     """Whatever the lengths and limits, bounds hold, nothing gets stuck, and the answers are those of a lone request."""
-    draw = random.Random(seed)
+    draw = random.Random(seed)  # noqa: S311 tests want reproducible draws
     limits = Limits(
         prefill_sequences=draw.randint(1, 5),
         prefill_tokens=draw.randint(1, 40),
@@ -126,7 +126,7 @@ def test_schedules_are_reproducible() -> None:
 
 
 def test_equal_lengths_make_the_schedule_of_the_paper() -> None:
-    """With equal lengths and as many slots as requests, full prefill micro-batches come first and every round is full."""
+    """With equal lengths and as many slots as requests, prefill micro-batches and decode rounds are all full."""
     limits = Limits(prefill_sequences=2, prefill_tokens=100, decode_sequences=4, num_lanes=2, prefills_in_flight=3)
     sent = _run(limits, [_sequence(number, 10, 5) for number in range(8)]).sent
 

@@ -41,6 +41,7 @@ class FakePlanner(planner_service_pb2_grpc.PlannerServiceServicer):
         await self._block.aclose()
 
     async def CreatePlan(self, request: pb.CreatePlanRequest, context: Any) -> AsyncIterator[pb.CreatePlanResponse]:  # noqa: ARG002, N802
+        """Splits the layers evenly."""
         problem = from_message(PlanningProblem, request.problem)
         self.problems.append(problem)
         yield pb.CreatePlanResponse(progress=pb.PlanProgress(candidates_done=1, candidates_total=2))
@@ -57,7 +58,7 @@ class FakePlanner(planner_service_pb2_grpc.PlannerServiceServicer):
             strategy=problem.options.strategy or "llm-pq",
             stages=tuple(
                 StagePlan(device.device_id, first, (LayerPrecision(scheme),) * (end - first), prefill_ms=5, decode_ms=3)
-                for device, first, end in zip(devices, cuts, cuts[1:], strict=True)
+                for device, first, end in zip(devices, cuts[:-1], cuts[1:], strict=True)
             ),
             prefill_micro_batch=problem.options.prefill_micro_batch or 2,
             decode_micro_batch=problem.options.decode_micro_batch or 3,

@@ -23,8 +23,8 @@ from llmpq.frames import DataType, Frame, FrameOutput, StageTiming, decode_frame
 from llmpq.messages import to_message
 from llmpq.rpc import open_channel, serving
 from llmpq.rpc.data_plane import ForwardStream, add_forward_handler
-from llmpq.v1 import coordinator_service_pb2_grpc, plan_pb2, stage_service_pb2_grpc
 from llmpq.v1 import coordinator_service_pb2 as coordinator_pb
+from llmpq.v1 import coordinator_service_pb2_grpc, plan_pb2, stage_service_pb2_grpc
 from llmpq.v1 import stage_service_pb2 as pb
 
 #: Token ids of the letters a to z in the byte-level tokenizer of `opt_bytes`; answers are made of these.
@@ -104,12 +104,16 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         self._block = AsyncExitStack()
         self.address = (await self._block.enter_async_context(serving("127.0.0.1:0", self._add, (), drain_s=0))).address
         self._block.push_async_callback(self._deployment.aclose)
-        self._registration = asyncio.create_task(self._keep_registered())
-        self._block.callback(self._registration.cancel)
+        self.register()
+        self._block.callback(self.leave)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._block.aclose()
+
+    def register(self) -> None:
+        """Keeps a lease from now on."""
+        self._registration = asyncio.create_task(self._keep_registered())
 
     def leave(self) -> None:
         """Gives up its lease, as a process that dies does; what it serves goes on."""
@@ -120,15 +124,16 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         """Rows that it computed."""
         return sum(frame.num_rows for frame in self.frames)
 
-    def starts_of(self, prompt: Sequence[int]) -> int:
-        """How often it began to compute a sequence that begins with `prompt`, if it is the first stage."""
+    def starts_of(self, prompt: Sequence[int], *, among: Sequence[Frame] | None = None) -> int:
+        """How often it began to compute a sequence with `prompt`, in all of its frames or some; for the first stage."""
         return sum(
             start == 0 and tokens[: len(prompt)] == list(prompt)
-            for frame in self.frames
+            for frame in (self.frames if among is None else among)
             for start, tokens in zip(frame.starts, rows_of(frame), strict=True)
         )
 
     async def ProfileLayers(self, request: pb.ProfileLayersRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
+        """Every layer takes as long."""
         self.num_profiled += 1
         parts = [(ModelPart.LAYER, scheme) for scheme in request.schemes]
         parts += [(ModelPart.EMBEDDING, ""), (ModelPart.HEAD, "")]
@@ -146,6 +151,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
             yield pb.ProfileLayersResponse(point=point, points_done=done, points_total=len(points))
 
     async def MeasureSensitivity(self, request: pb.MeasureSensitivityRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
+        """The second layer is more sensitive than the first."""
         self.num_rated += 1
         self.samples = [list(sample.token_ids) for sample in request.samples]
         for layer in range(2):
@@ -156,6 +162,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
             yield pb.MeasureSensitivityResponse(sensitivities=ratings, layers_done=layer + 1, layers_total=2)
 
     async def LoadStage(self, request: pb.LoadStageRequest, context: Any) -> AsyncIterator[pb.LoadStageResponse]:  # noqa: ARG002, N802
+        """Keeps the request and empties all slots."""
         if self.load_error:
             raise self.load_error
         await self._deployment.aclose()
@@ -167,6 +174,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
             yield pb.LoadStageResponse(layers_done=done, layers_total=len(request.layers), memory=memory)
 
     async def GetStage(self, request: pb.GetStageRequest, context: Any) -> pb.GetStageResponse:  # noqa: ARG002, N802
+        """Says what plan is loaded."""
         return pb.GetStageResponse(plan_hash=self.loads[-1].plan_hash if self.loads else "")
 
     async def forward(self, incoming: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:  # noqa: ARG002
@@ -224,8 +232,8 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
             await call.write(coordinator_pb.RegisterStageRequest(registration=registration))
             while (granted := await call.read()) is not grpc.aio.EOF:
                 await asyncio.sleep(granted.heartbeat_interval_s)
-                while self.is_silent:
-                    await asyncio.sleep(0.05)
+                if self.is_silent:
+                    await asyncio.Event().wait()
                 await call.write(coordinator_pb.RegisterStageRequest(heartbeat=coordinator_pb.Heartbeat()))
 
 

@@ -1,0 +1,25 @@
+"""A coordinator over real gRPC between a fake planner and fake stages."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from bench import Bench
+from fake_planner import FakePlanner
+
+
+@pytest.fixture(scope="session")
+def imported_model(opt_bytes: str) -> str:
+    """A byte-level model, all that reads it imported: that takes seconds, and the leases of these tests are short."""
+    import quantizer.sensitivity  # noqa: F401
+    from coordinator.tokenizing import ModelTokenizer
+
+    ModelTokenizer.load(opt_bytes)
+    return opt_bytes
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, imported_model: str) -> AsyncIterator[Bench]:
+    """A coordinator that is not running yet."""
+    async with FakePlanner() as planner:
+        yield Bench(tmp_path / "state", planner, imported_model)

@@ -1,0 +1,125 @@
+"""What the planner is told, and what is measured for it."""
+
+from pathlib import Path
+
+import pytest
+from bench import Bench
+from mesh import completion
+
+from coordinator.calibration import MAX_SAMPLE_TOKENS, calibration_samples
+from llmpq import PlanOptions
+from llmpq.errors import NotFoundError, PreconditionError
+from llmpq.model import read_shape
+from llmpq.plan import LengthBucket
+
+LINES = [completion(f"r{n}", "x" * (4 + n % 2), 3) for n in range(4)]
+WORKLOAD = (LengthBucket(prompt_tokens=8, output_tokens=4, count=2),)
+
+
+async def test_the_planner_is_told_shape_devices_and_lengths(bench: Bench) -> None:
+    """The problem has the model's shape, every member's profile, the histogram of lengths, and the options."""
+    options = PlanOptions(quality_budget=0.5)
+    async with bench.running():
+        for name in ("a", "b"):
+            await bench.add_stage(name)
+        await bench.run([*LINES, completion("score", "x" * 9, 0, echo=True, logprobs=0)], plan_options=options)
+
+    (problem,) = bench.planner.problems
+    assert problem.shape == read_shape(bench.model)
+    assert [device.device_id for device in problem.devices] == ["a", "b"]
+    assert {point.scheme for point in problem.devices[0].points} == {"w16", "w4", ""}
+    assert problem.workload == (LengthBucket(4, 3, 2), LengthBucket(5, 3, 2), LengthBucket(8, 1, 1))
+    assert problem.options == options
+
+
+async def test_each_thing_is_measured_once(bench: Bench) -> None:
+    """Profiles are shared by devices alike, and profiles and sensitivities outlive the coordinator."""
+    async with bench.running():
+        stage = await bench.add_stage("a")
+        await bench.run(LINES)
+        await bench.run(LINES)
+        assert (stage.num_profiled, stage.num_rated) == (1, 1)
+    async with bench.running():
+        twin = await bench.add_stage("b")
+        await bench.run(LINES)
+        assert (twin.num_profiled, twin.num_rated) == (0, 0)
+        await bench.run(LINES, plan_options=PlanOptions(group_size=32))
+        assert (twin.num_profiled, twin.num_rated) == (1, 1)
+    assert bench.planner.problems[0].devices[0].points == bench.planner.problems[2].devices[0].points
+
+
+async def test_sensitivities_are_normalized(bench: Bench) -> None:
+    """The device with the largest budget rates the layers, and w4 on every layer sums to 1."""
+    async with bench.running():
+        small = await bench.add_stage("a", memory_budget_bytes=10**8)
+        large = await bench.add_stage("b")
+        await bench.run(LINES)
+
+    assert (small.num_rated, large.num_rated) == (0, 1)
+    assert large.samples == calibration_samples(bench.model)
+    ratings = bench.planner.problems[0].sensitivities
+    assert sum(rating.omega for rating in ratings if rating.scheme == "w4") == pytest.approx(1)
+    assert {rating.scheme for rating in ratings} == {"w16", "w4"}
+
+
+async def test_only_allowed_schemes_are_measured(bench: Bench) -> None:
+    """With one scheme there is nothing to rate; a device that can run no allowed scheme is left out."""
+    async with bench.running():
+        await bench.add_stage("a")
+        await bench.add_stage("b", schemes=("w4",))
+        await bench.run(LINES, plan_options=PlanOptions(allowed_schemes=("w16",)))
+
+    (problem,) = bench.planner.problems
+    assert [device.device_id for device in problem.devices] == ["a"]
+    assert {point.scheme for point in problem.devices[0].points} == {"w16", ""}
+    assert problem.sensitivities == ()
+
+
+async def test_the_unit_is_rated_even_if_it_may_not_be_used(bench: Bench) -> None:
+    """Without w4 among the allowed schemes the unit is still w4, and its own ratings are left out."""
+    async with bench.running():
+        await bench.add_stage("a", schemes=("w16", "w8", "w4"))
+        await bench.run(LINES, plan_options=PlanOptions(allowed_schemes=("w16", "w8")))
+
+    ratings = bench.planner.problems[0].sensitivities
+    assert {rating.scheme for rating in ratings} == {"w16", "w8"}
+    assert sum(rating.omega for rating in ratings if rating.scheme == "w8") == pytest.approx(1)
+
+
+async def test_a_preview_says_what_each_strategy_comes_to(bench: Bench) -> None:
+    """One result a strategy, a plan or the reason why there is none, with messages on the way."""
+    said: list[str] = []
+    async with bench.running():
+        stage = await bench.add_stage("a")
+        previews = await bench.client.preview_plan(
+            bench.model, WORKLOAD, strategies=("llm-pq", "uniform"), on_status=said.append
+        )
+        (default,) = await bench.client.preview_plan(bench.model, WORKLOAD)
+
+    assert [(preview.strategy, bool(preview.plan)) for preview in previews] == [("llm-pq", True), ("uniform", False)]
+    assert previews[1].error == "No plan fits the devices."
+    assert default.strategy == "llm-pq"
+    assert previews[0].plan.max_sequence_tokens == 12
+    assert any("Measuring device a" in message for message in said)
+    assert stage.loads == []
+
+
+async def test_a_preview_needs_devices_and_a_model(bench: Bench) -> None:
+    """Without devices, without a device for the allowed schemes, or without the model it says so."""
+    async with bench.running():
+        with pytest.raises(PreconditionError, match="no devices"):
+            await bench.client.preview_plan(bench.model, WORKLOAD)
+        await bench.add_stage("a")
+        with pytest.raises(PreconditionError, match="w3"):
+            await bench.client.preview_plan(bench.model, WORKLOAD, plan_options=PlanOptions(allowed_schemes=("w3",)))
+        with pytest.raises(NotFoundError, match="no/such"):
+            await bench.client.preview_plan("no/such", WORKLOAD)
+
+
+def test_calibration_text_ships_with_the_package(opt_bytes: str) -> None:
+    """There are 16 samples of the same number of tokens, and the file says where they come from."""
+    samples = calibration_samples(opt_bytes)
+    header = (Path(__file__).parents[2] / "coordinator" / "calibration.jsonl").read_text().splitlines()[0]
+
+    assert [len(sample) for sample in samples] == [MAX_SAMPLE_TOKENS] * 16
+    assert "ODC-BY" in header
