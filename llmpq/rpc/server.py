@@ -3,6 +3,7 @@
 from __future__ import annotations  # grpc's classes are generic for type checkers only
 
 import asyncio
+import inspect
 import signal
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -124,7 +125,10 @@ class _ErrorsAsStatus(grpc.aio.ServerInterceptor):
         for kind, factory in _HANDLER_FACTORIES.items():
             behaviour = getattr(handler, kind)
             if behaviour is not None:
-                wrap = _wrap_streaming if kind.endswith("_stream") else _wrap_unary
+                if kind == "stream_unary":
+                    behaviour = _reading_all(behaviour)
+                # A streaming handler may also be a coroutine that writes to its context, as health's Watch is.
+                wrap = _wrap_coroutine if inspect.iscoroutinefunction(behaviour) else _wrap_generator
                 return factory(
                     wrap(behaviour, handler_call_details.method),
                     handler.request_deserializer,
@@ -141,20 +145,31 @@ _HANDLER_FACTORIES: dict[str, Callable[..., grpc.RpcMethodHandler[Any, Any]]] = 
 }
 
 
-def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+def _reading_all(behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Reads what is left of the requests before refusing: a client in the middle of a write would miss the status."""
+
+    async def handle(requests: AsyncIterable[Any], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await behaviour(requests, context)
+        except MeshError:
+            async for _ in requests:
+                pass
+            raise
+
+    return handle
+
+
+def _wrap_coroutine(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             return await behaviour(request, context)
         except Exception as error:  # noqa: BLE001 the outermost layer of a call
-            if isinstance(request, AsyncIterable):  # a client in the middle of a write would never see the status
-                async for _ in request:
-                    pass
             await _abort(context, error, method)
 
     return handle
 
 
-def _wrap_streaming(behaviour: Callable[..., AsyncIterator[Any]], method: str) -> Callable[..., Any]:
+def _wrap_generator(behaviour: Callable[..., AsyncIterator[Any]], method: str) -> Callable[..., Any]:
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
             async for response in behaviour(request, context):
