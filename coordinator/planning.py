@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from coordinator.calibration import calibration_samples
 from coordinator.cluster import Member
@@ -122,7 +121,7 @@ class Planning:
         if len(schemes) == 1 or not any(REFERENCE_SCHEME in member.description.schemes for member in members):
             return ()
         group_size = work.options.effective_group_size
-        subject = [await asyncio.to_thread(_fingerprint, work.model), sorted(schemes), group_size]
+        subject = [ModelFiles.locate(work.model).fingerprint, sorted(schemes), group_size]
         measured = self._cache.load(LayerSensitivity, subject)
         if measured is None:
             report("Measuring what quantizing each layer costs in quality.")
@@ -188,9 +187,3 @@ async def _rate(
     async with StageLink.opened(rater) as stage:
         return await stage.rate(model, schemes, group_size, samples)
 
-
-def _fingerprint(model: str) -> list[Any]:
-    """What tells a model's weights from others without reading them: name, size and time of each of its files."""
-    located = ModelFiles.locate(model)
-    found = [located.directory / located.gguf] if located.gguf else sorted(located.directory.glob("*.*"))
-    return [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in found]

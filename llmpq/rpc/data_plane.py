@@ -22,7 +22,7 @@ ForwardHandler = Callable[[AsyncIterator[bytes], "grpc.aio.ServicerContext[bytes
 
 def add_forward_handler(server: grpc.aio.Server, handler: ForwardHandler) -> None:
     """Serves ActivationService.Forward without parsing messages."""
-    method = grpc.stream_stream_rpc_method_handler(handler)
+    method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(handler)
     name = FORWARD_METHOD.rpartition("/")[2]
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, {name: method}),))
 
