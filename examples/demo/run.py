@@ -82,7 +82,8 @@ def show(batch: Batch, results: list[Result]) -> None:
     console.print(plan_table(batch.plan))
     _heading("Some answers")
     prompts = _prompts()
-    for result in [result for result in results if not result.is_error][:NUM_SHOWN]:
+    answers = sorted((result for result in results if not result.is_error), key=lambda result: result.line_number)
+    for result in answers[:: max(len(answers) // NUM_SHOWN, 1)][:NUM_SHOWN]:
         message = json.loads(result.json)["response"]["body"]["choices"][0]["message"]
         console.print(f"[bold]> {prompts[result.custom_id]}[/bold]", highlight=False)
         console.print(message["content"].strip() + "\n", markup=False, highlight=False)

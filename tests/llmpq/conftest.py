@@ -1,223 +1,18 @@
-"""A coordinator that answers at once, behind real gRPC, for the tests of the client and the command line."""
-
-from __future__ import annotations  # grpc's classes are generic for type checkers only
+"""Fixtures of the tests of the client and the command line."""
 
 import asyncio
-import json
-import math
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
-from google.protobuf.timestamp_pb2 import Timestamp
-
-from llmpq.errors import InvalidInputError, NotFoundError, OverloadedError, UnavailableError
-from llmpq.messages import to_message
-from llmpq.plan import LayerPrecision, Plan, PlanEstimate, StageMemory, StagePlan
-from llmpq.rpc import serving
-from llmpq.v1 import coordinator_service_pb2 as pb
-from llmpq.v1 import plan_pb2
-from llmpq.v1.coordinator_service_pb2_grpc import CoordinatorServiceServicer, add_CoordinatorServiceServicer_to_server
-
-#: What the fake scores every token with; the perplexity of anything is then 8.
-TOKEN_LOGPROB = -math.log(8)
-
-
-@dataclass
-class FakeCoordinator(CoordinatorServiceServicer):
-    """Answers each line with its number, and lines that are not JSON with an error.
-
-    Attributes:
-        drop_after: Streams of results break after this many messages; 0 never.
-        breaks: How many streams have broken.
-        is_full: Refuse submissions.
-        submissions: Options of every submission.
-    """
-
-    address: str = ""
-    drop_after: int = 0
-    breaks: int = 0
-    is_full: bool = False
-    final_state: pb.BatchState.ValueType = pb.BATCH_STATE_COMPLETED
-    submissions: list[pb.BatchOptions] = field(default_factory=list)
-    batches: dict[str, pb.Batch] = field(default_factory=dict)
-    outcomes: dict[str, list[pb.GetResultsResponse]] = field(default_factory=dict)
-
-    async def SubmitBatch(self, request_iterator, context):  # noqa: ANN001, ANN201, D102, N802, ARG002
-        if self.is_full:
-            raise OverloadedError("The queue is full.", retry_after_s=2.5)
-        messages = [message async for message in request_iterator]
-        options = messages[0].options
-        self.submissions.append(options)
-        lines = [line for message in messages for line in message.lines]
-        if not lines:
-            raise InvalidInputError("The batch has no lines.", subject="lines")
-        results = [_answer(number, line) for number, line in enumerate(lines, start=1) if line]
-        num_failed = sum(result.is_error for result in results)
-        batch = pb.Batch(
-            batch_id=f"batch-{len(self.batches) + 1}",
-            state=self.final_state,
-            status_message="the fake says so",
-            model=options.model,
-            requests_total=len(results),
-            requests_completed=len(results) - num_failed,
-            requests_failed=num_failed,
-            generated_tokens=7 * (len(results) - num_failed),
-            create_time=Timestamp(seconds=100),
-            start_time=Timestamp(seconds=110),
-            end_time=Timestamp(seconds=112),
-            plan=to_message(PLAN, plan_pb2.Plan),
-            stages=[_stage_report(stage) for stage in PLAN.stages],
-            metadata=options.metadata,
-        )
-        self.batches[batch.batch_id] = batch
-        self.outcomes[batch.batch_id] = [
-            pb.GetResultsResponse(
-                sequence=sequence,
-                custom_id=result.custom_id,
-                line_number=result.line_number,
-                is_error=result.is_error,
-                json=result.json,
-            )
-            for sequence, result in enumerate(results, start=1)
-        ]
-        return pb.SubmitBatchResponse(batch=batch)
-
-    async def GetBatch(self, request, context):  # noqa: ANN001, ANN201, D102, N802, ARG002
-        return pb.GetBatchResponse(batch=self._find(request.batch_id))
-
-    async def ListBatches(self, request, context):  # noqa: ANN001, ANN201, D102, N802, ARG002
-        newest_first = list(self.batches.values())[::-1]
-        start = int(request.page_token or 0)
-        page = newest_first[start : start + 2]
-        token = str(start + 2) if start + 2 < len(newest_first) else ""
-        return pb.ListBatchesResponse(batches=page, next_page_token=token)
-
-    async def WatchBatch(self, request, context):  # noqa: ANN001, ANN201, D102, N802, ARG002
-        batch = self._find(request.batch_id)
-        for state in (pb.BATCH_STATE_LOADING, pb.BATCH_STATE_RUNNING):
-            snapshot = pb.Batch()
-            snapshot.CopyFrom(batch)
-            snapshot.state = state
-            yield pb.WatchBatchResponse(batch=snapshot)
-            if self.drop_after and self.breaks == 0:
-                self._break()
-        yield pb.WatchBatchResponse(batch=batch)
-
-    async def GetResults(self, request, context):  # noqa: ANN001, ANN201, D102, N802, ARG002
-        self._find(request.batch_id)
-        for count, result in enumerate(self.outcomes[request.batch_id][request.after :], start=1):
-            yield result
-            if count == self.drop_after:
-                self._break()
-
-    async def CancelBatch(self, request, context):  # noqa: ANN001, ANN201, D102, N802, ARG002
-        batch = self._find(request.batch_id)
-        batch.state = pb.BATCH_STATE_CANCELLED
-        return pb.CancelBatchResponse(batch=batch)
-
-    async def GetCluster(self, request, context):  # noqa: ANN001, ANN201, D102, N802, ARG002
-        description = plan_pb2.DeviceDescription(
-            kind="cpu",
-            name="Fake CPU",
-            cpu_class="avx2",
-            num_threads=1,
-            memory_budget_bytes=10**9,
-            schemes=["w16", "w4"],
-            activation_bytes=4,
-        )
-        stage = pb.ClusterStage(device_id="fast", address="127.0.0.1:9", description=description, plan_hash=PLAN.hash)
-        return pb.GetClusterResponse(stages=[stage], planner_address="127.0.0.1:8")
-
-    async def PreviewPlan(self, request, context):  # noqa: ANN001, ANN201, D102, N802, ARG002
-        yield pb.PreviewPlanResponse(status_message="Profiling fast")
-        results = [
-            pb.PreviewedPlan(strategy=strategy, plan=to_message(PLAN, plan_pb2.Plan))
-            if strategy != "uniform"
-            else pb.PreviewedPlan(strategy=strategy, error="No precision fits.")
-            for strategy in request.strategies or [request.options.strategy]
-        ]
-        yield pb.PreviewPlanResponse(results=results)
-
-    def _find(self, batch_id: str) -> pb.Batch:
-        if batch_id not in self.batches:
-            raise NotFoundError(f"There is no batch '{batch_id}'.", subject=batch_id)
-        return self.batches[batch_id]
-
-    def _break(self) -> None:
-        self.breaks += 1
-        raise UnavailableError("The coordinator is shutting down.")
-
-
-PLAN = Plan(
-    model="models/fake",
-    strategy="llm-pq",
-    stages=(
-        StagePlan(
-            "fast",
-            0,
-            (LayerPrecision("w8"), LayerPrecision("w8"), LayerPrecision("w4", 64)),
-            StageMemory(1000, 200, 300, 50, 2000),
-            prefill_ms=12.5,
-            decode_ms=3.5,
-        ),
-        StagePlan("slow", 3, (LayerPrecision("w4", 64),), StageMemory(400, 200, 100, 50, 800), 20.0, 4.0),
-    ),
-    prefill_micro_batch=4,
-    decode_micro_batch=8,
-    num_lanes=2,
-    max_sequence_tokens=256,
-    max_prefill_tokens=512,
-    estimate=PlanEstimate(total_s=3.0, throughput_tokens_per_s=70.0, quality_loss=0.4),
-).with_hash()
-
-
-@dataclass
-class _Answered:
-    line_number: int
-    custom_id: str
-    is_error: bool
-    json: str
-
-
-def _answer(number: int, line: str) -> _Answered:
-    try:
-        request = json.loads(line)
-    except json.JSONDecodeError:
-        error = {"id": f"r{number}", "custom_id": None, "response": None, "error": {"message": f"line {number}: bad"}}
-        return _Answered(number, "", is_error=True, json=json.dumps(error))
-    custom_id = request["custom_id"]
-    choice: dict[str, Any] = {"text": f"answer {number}"}
-    if request["body"].get("echo"):
-        num_scored = len(request["body"]["prompt"]) - 1
-        choice["logprobs"] = {"token_logprobs": [None, *[TOKEN_LOGPROB] * num_scored]}
-    response = {"status_code": 200, "body": {"choices": [choice]}}
-    record = {"id": f"r{number}", "custom_id": custom_id, "response": response, "error": None}
-    return _Answered(number, custom_id, is_error=False, json=json.dumps(record))
-
-
-def _stage_report(stage: StagePlan) -> pb.StageReport:
-    return pb.StageReport(
-        device_id=stage.device_id,
-        layers_done=len(stage.layers),
-        layers_total=len(stage.layers),
-        memory=to_message(stage.memory, plan_pb2.StageMemory),
-        predicted_prefill_ms=stage.prefill_ms,
-        measured_prefill_ms=stage.prefill_ms * 1.1,
-        predicted_decode_ms=stage.decode_ms,
-        measured_decode_ms=stage.decode_ms * 0.9,
-        busy_ratio=0.5,
-    )
+from fake_coordinator import FakeCoordinator, served
 
 
 @pytest.fixture
 async def coordinator() -> AsyncIterator[FakeCoordinator]:
     """A fake coordinator on this test's event loop."""
     fake = FakeCoordinator()
-    async with _served(fake):
+    async with served(fake):
         yield fake
 
 
@@ -229,25 +24,14 @@ def background_coordinator() -> Iterator[FakeCoordinator]:
     is_serving, stop = threading.Event(), asyncio.Event()
 
     async def serve() -> None:
-        async with _served(fake):
+        async with served(fake):
             is_serving.set()
             await stop.wait()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
-    is_serving.wait(timeout=30)
+    assert is_serving.wait(timeout=30)
     yield fake
     loop.call_soon_threadsafe(stop.set)
     thread.join(timeout=30)
     loop.close()
-
-
-@asynccontextmanager
-async def _served(fake: FakeCoordinator) -> AsyncIterator[None]:
-    async with serving(
-        "127.0.0.1:0",
-        lambda server: add_CoordinatorServiceServicer_to_server(fake, server),
-        ["llmpq.v1.CoordinatorService"],
-    ) as server:
-        fake.address = server.address
-        yield

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_coordinator import FakeCoordinator
 
 import llmpq.client
 from llmpq import BatchState, Client, LengthBucket, PlanOptions, SyncClient
@@ -23,7 +24,7 @@ def requests(count: int) -> Iterator[dict[str, Any]]:
         yield {"custom_id": f"r{number}", "method": "POST", "url": "/v1/completions", "body": {"prompt": "Hi"}}
 
 
-async def test_a_batch_comes_back_with_its_plan_and_stages_as_plain_dataclasses(coordinator) -> None:
+async def test_a_batch_comes_back_with_its_plan_and_stages_as_plain_dataclasses(coordinator: FakeCoordinator) -> None:
     """Submitting returns the stored batch as a domain object: states, times, plan and stages."""
     async with Client(coordinator.address) as client:
         batch = await client.submit(requests(3), model="models/fake", metadata={"who": "me"})
@@ -37,7 +38,7 @@ async def test_a_batch_comes_back_with_its_plan_and_stages_as_plain_dataclasses(
     assert batch.stages[0].memory == batch.plan.stages[0].memory
 
 
-async def test_options_travel_with_a_submission(coordinator) -> None:
+async def test_options_travel_with_a_submission(coordinator: FakeCoordinator) -> None:
     """Plan options, defaults and flags reach the coordinator as they were given; unset ones stay unset."""
     options = PlanOptions(quality_budget=0.5, allowed_schemes=("w8",), group_size=0)
     async with Client(coordinator.address) as client:
@@ -49,7 +50,7 @@ async def test_options_travel_with_a_submission(coordinator) -> None:
     assert (sent.default_max_tokens, sent.ignore_stop) == (9, True)
 
 
-async def test_every_submission_has_its_own_request_id(coordinator) -> None:
+async def test_every_submission_has_its_own_request_id(coordinator: FakeCoordinator) -> None:
     """A retry by the channel cannot run a batch twice, and two submissions are two batches."""
     async with Client(coordinator.address) as client:
         for _ in range(2):
@@ -62,7 +63,7 @@ async def test_every_submission_has_its_own_request_id(coordinator) -> None:
     assert third == "mine"
 
 
-async def test_a_file_is_sent_line_by_line_with_its_line_numbers(coordinator, tmp_path: Path) -> None:
+async def test_a_file_is_sent_line_by_line_with_its_line_numbers(coordinator: FakeCoordinator, tmp_path: Path) -> None:
     """Blank lines count, a malformed line is answered as an error that names its number."""
     path = tmp_path / "in.jsonl"
     good = json.dumps(next(requests(1)))
@@ -73,7 +74,7 @@ async def test_a_file_is_sent_line_by_line_with_its_line_numbers(coordinator, tm
     assert [(result.line_number, result.is_error) for result in results] == [(1, False), (3, True)]
 
 
-async def test_a_large_file_is_cut_into_messages_below_the_limit(coordinator) -> None:
+async def test_a_large_file_is_cut_into_messages_below_the_limit(coordinator: FakeCoordinator) -> None:
     """A batch of many times the largest message arrives whole and in order."""
     lines = [{**request, "body": {"prompt": "x" * 200_000}} for request in requests(40)]
     async with Client(coordinator.address) as client:
@@ -82,7 +83,9 @@ async def test_a_large_file_is_cut_into_messages_below_the_limit(coordinator) ->
     assert [result.custom_id for result in results] == [f"r{number}" for number in range(1, 41)]
 
 
-async def test_a_line_that_cannot_be_sent_is_refused_by_its_number(coordinator, tmp_path: Path) -> None:
+async def test_a_line_that_cannot_be_sent_is_refused_by_its_number(
+    coordinator: FakeCoordinator, tmp_path: Path
+) -> None:
     """A line over the message limit, or one that is not UTF-8, is named and nothing is submitted."""
     async with Client(coordinator.address) as client:
         with pytest.raises(InvalidInputError, match="Line 2 has"):
@@ -94,7 +97,7 @@ async def test_a_line_that_cannot_be_sent_is_refused_by_its_number(coordinator, 
     assert coordinator.batches == {}
 
 
-async def test_results_are_exactly_once_over_broken_streams(coordinator) -> None:
+async def test_results_are_exactly_once_over_broken_streams(coordinator: FakeCoordinator) -> None:
     """However often the stream breaks, each result arrives once and in order."""
     coordinator.drop_after = 3
     async with Client(coordinator.address) as client:
@@ -104,7 +107,7 @@ async def test_results_are_exactly_once_over_broken_streams(coordinator) -> None
     assert coordinator.breaks == 6
 
 
-async def test_results_start_after_the_last_one_a_client_has(coordinator) -> None:
+async def test_results_start_after_the_last_one_a_client_has(coordinator: FakeCoordinator) -> None:
     """`after` skips what the caller has stored already."""
     async with Client(coordinator.address) as client:
         batch = await client.submit(requests(5))
@@ -112,7 +115,7 @@ async def test_results_start_after_the_last_one_a_client_has(coordinator) -> Non
     assert sequences == [4, 5]
 
 
-async def test_watching_goes_on_after_a_broken_stream(coordinator) -> None:
+async def test_watching_goes_on_after_a_broken_stream(coordinator: FakeCoordinator) -> None:
     """A watch that breaks is joined again and ends with the final state."""
     coordinator.drop_after = 1
     async with Client(coordinator.address) as client:
@@ -129,7 +132,7 @@ async def test_a_stream_gives_up_when_the_coordinator_stays_away() -> None:
             _ = [batch async for batch in client.watch("batch-1")]
 
 
-async def test_the_errors_of_the_contract_arrive_typed(coordinator) -> None:
+async def test_the_errors_of_the_contract_arrive_typed(coordinator: FakeCoordinator) -> None:
     """NOT_FOUND, INVALID_ARGUMENT and RESOURCE_EXHAUSTED are errors of `llmpq.errors`, with what they carry."""
     async with Client(coordinator.address) as client:
         with pytest.raises(NotFoundError, match="batch-9") as missing:
@@ -145,7 +148,7 @@ async def test_the_errors_of_the_contract_arrive_typed(coordinator) -> None:
         assert full.value.retry_after_s == 2.5
 
 
-async def test_listing_follows_the_pages(coordinator) -> None:
+async def test_listing_follows_the_pages(coordinator: FakeCoordinator) -> None:
     """All batches are listed, newest first, whatever the page size."""
     async with Client(coordinator.address) as client:
         for _ in range(5):
@@ -154,14 +157,14 @@ async def test_listing_follows_the_pages(coordinator) -> None:
     assert listed == [f"batch-{number}" for number in (5, 4, 3, 2, 1)]
 
 
-async def test_cancelling_returns_the_batch_afterwards(coordinator) -> None:
+async def test_cancelling_returns_the_batch_afterwards(coordinator: FakeCoordinator) -> None:
     """A cancelled batch says so."""
     async with Client(coordinator.address) as client:
         batch = await client.submit(requests(1))
         assert (await client.cancel(batch.batch_id)).state is BatchState.CANCELLED
 
 
-async def test_the_cluster_and_a_previewed_plan_are_plain_dataclasses(coordinator) -> None:
+async def test_the_cluster_and_a_previewed_plan_are_plain_dataclasses(coordinator: FakeCoordinator) -> None:
     """Members with their devices, and one entry a strategy: a plan or the reason why there is none."""
     said: list[str] = []
     async with Client(coordinator.address) as client:
@@ -179,7 +182,7 @@ async def test_the_cluster_and_a_previewed_plan_are_plain_dataclasses(coordinato
     assert said == ["Profiling fast"]
 
 
-def test_the_synchronous_client_does_the_same_without_a_loop(background_coordinator) -> None:
+def test_the_synchronous_client_does_the_same_without_a_loop(background_coordinator: FakeCoordinator) -> None:
     """Every method of `Client` has a blocking twin, iterators included."""
     with SyncClient(background_coordinator.address) as client:
         batch = client.submit(requests(4))

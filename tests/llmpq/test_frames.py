@@ -4,6 +4,7 @@ from __future__ import annotations  # grpc's classes are generic for type checke
 
 import random
 import zlib
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import grpc
@@ -170,7 +171,9 @@ class _GeneratedServer(ActivationServiceServicer):
     def __init__(self) -> None:
         self.received: list[pb.ForwardRequest] = []
 
-    async def Forward(self, request_iterator, context):  # noqa: ANN001, ANN202, N802, ARG002
+    async def Forward(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.ForwardRequest], _context: object
+    ) -> AsyncIterator[pb.ForwardResponse]:
         async for message in request_iterator:
             self.received.append(message)
             yield pb.ForwardResponse(frame_id=message.frame_id)
@@ -204,7 +207,7 @@ async def test_a_generated_stub_talks_to_the_codec() -> None:
     """An ordinary generated stub is understood by a server that reads frames with the codec, and reads its answers."""
     received: list[Frame] = []
 
-    async def forward(frames, context):  # noqa: ANN001, ANN202, ARG001
+    async def forward(frames: AsyncIterator[Frame], _context: object) -> AsyncIterator[int]:
         async for frame in frames:
             received.append(frame)
             yield frame.frame_id

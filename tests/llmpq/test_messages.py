@@ -1,6 +1,7 @@
 """Messages to dataclasses and back."""
 
 import pytest
+from google.protobuf.message import Message
 
 from llmpq.batch import Batch, BatchOptions
 from llmpq.device import DeviceDescription, DeviceProfile, LatencyPoint, ModelPart, Phase
@@ -59,7 +60,7 @@ PLAN = Plan(
         (BatchOptions(model="m", plan_options=PROBLEM.options), coordinator_service_pb2.BatchOptions),
     ],
 )
-def test_a_dataclass_survives_the_wire(value, message_type) -> None:
+def test_a_dataclass_survives_the_wire(value: object, message_type: type[Message]) -> None:
     """To a message, through bytes and back gives an equal value: 64-bit integers, enums and nested ones included."""
     raw = to_message(value, message_type).SerializeToString()
     assert from_message(type(value), message_type.FromString(raw)) == value
