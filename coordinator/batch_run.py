@@ -10,7 +10,6 @@ import structlog
 from coordinator.cluster import Cluster, Member
 from coordinator.deployment import deployed
 from coordinator.ledger import Ledger
-from coordinator.links import LoadProgress
 from coordinator.pipeline import Pipeline
 from coordinator.planning import Planning, Work, workload_of
 from coordinator.racing import unless
@@ -25,6 +24,7 @@ from llmpq.batch import Batch, BatchOptions, BatchState
 from llmpq.errors import InvalidInputError, MeshError, NotFoundError, PreconditionError
 from llmpq.frames import StageTiming
 from llmpq.plan import LengthBucket, Plan
+from llmpq.stage_load import LoadProgress
 
 log = structlog.get_logger(__name__)
 

@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from coordinator.cluster import Member
-from coordinator.links import LoadProgress, StageLink, StageLoad
+from coordinator.links import StageLink
 from coordinator.results import ResultRouter
 from llmpq.frames import Frame
 from llmpq.plan import Plan
 from llmpq.rpc.data_plane import ForwardStream
+from llmpq.stage_load import LoadProgress, StageLoad
 
 #: Takes the number of a stage, and how far its load is.
 OnProgress = Callable[[int, LoadProgress], None]

@@ -12,8 +12,9 @@ from coordinator.cluster import Member
 from llmpq.device import LatencyPoint
 from llmpq.errors import InternalError
 from llmpq.messages import from_message, to_message
-from llmpq.plan import LayerPrecision, LayerSensitivity, Plan, PlanningProblem, StageMemory
+from llmpq.plan import LayerSensitivity, Plan, PlanningProblem
 from llmpq.rpc import open_channel, rpc_errors
+from llmpq.stage_load import LoadProgress, StageLoad
 from llmpq.v1 import planner_service_pb2 as planner_pb
 from llmpq.v1 import stage_service_pb2 as stage_pb
 from llmpq.v1.planner_service_pb2_grpc import PlannerServiceStub
@@ -21,32 +22,6 @@ from llmpq.v1.stage_service_pb2_grpc import StageServiceStub
 
 #: Deadline of a question that somebody waits for and that a stage answers from memory.
 _PROBE_DEADLINE_S = 2.0
-
-
-@dataclass(frozen=True)
-class StageLoad:
-    """Mirror of the message `LoadStageRequest`; see there for each field."""
-
-    deployment_id: str
-    plan_hash: str
-    model: str
-    stage: int
-    num_stages: int
-    first_layer: int
-    layers: tuple[LayerPrecision, ...]
-    num_slots: int
-    max_sequence_tokens: int
-    max_frame_tokens: int
-    next_address: str
-
-
-@dataclass(frozen=True)
-class LoadProgress:
-    """Mirror of the message `LoadStageResponse`; see there for each field."""
-
-    layers_done: int
-    layers_total: int
-    memory: StageMemory | None = None
 
 
 @dataclass(frozen=True)

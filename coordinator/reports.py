@@ -5,12 +5,12 @@ from collections import deque
 from collections.abc import Iterable
 from statistics import median
 
-from coordinator.links import LoadProgress
 from coordinator.scheduler import MicroBatch
 from llmpq.batch import StageReport
 from llmpq.device import Phase
 from llmpq.frames import StageTiming
 from llmpq.plan import Plan, StagePlan
+from llmpq.stage_load import LoadProgress
 
 #: Latest frames that a median is taken over.
 _WINDOW = 512

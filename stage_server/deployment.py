@@ -15,12 +15,12 @@ from llmpq.device import Phase
 from llmpq.errors import InternalError, InvalidInputError, MeshError, PreconditionError, UnavailableError
 from llmpq.frames import DataType, Frame, StageTiming, encode_frame
 from llmpq.rpc.data_plane import ForwardStream
+from llmpq.stage_load import StageLoad
 from stage_server.device import ComputeDevice
 from stage_server.families import DecoderSpec
 from stage_server.kv_cache import KvCache
 from stage_server.layout import BatchLayout
 from stage_server.model_slice import ModelSlice
-from stage_server.slice_spec import SliceSpec
 from stage_server.tensors import payload_of, tensor_of
 
 log = structlog.get_logger(__name__)
@@ -40,7 +40,7 @@ class Deployment:
     """Serves frames for one slice; run it inside `running()`.
 
     Args:
-        spec: What is held.
+        load: What is held.
         decoder: The model's spec.
         weights: The loaded slice.
         cache: Its KV cache.
@@ -51,14 +51,14 @@ class Deployment:
     def __init__(
         self,
         *,
-        spec: SliceSpec,
+        load: StageLoad,
         decoder: DecoderSpec,
         weights: ModelSlice,
         cache: KvCache,
         device: ComputeDevice,
         executor: ThreadPoolExecutor,
     ) -> None:
-        self.spec = spec
+        self.load = load
         self.counters = Counters()
         self._decoder = decoder
         self._weights = weights
@@ -83,7 +83,7 @@ class Deployment:
         finally:
             worker.cancel()
             await asyncio.gather(worker, return_exceptions=True)
-            self._fail(UnavailableError("The stage's deployment has ended.", subject=self.spec.deployment_id))
+            self._fail(UnavailableError("The stage's deployment has ended.", subject=self.load.deployment_id))
 
     def submit(self, frame: Frame) -> None:
         """Checks a frame and queues it.
@@ -92,9 +92,9 @@ class Deployment:
             PreconditionError: The frame belongs to another deployment.
             InvalidInputError: The frame contradicts what is held here.
         """
-        if frame.deployment_id != self.spec.deployment_id:
+        if frame.deployment_id != self.load.deployment_id:
             raise PreconditionError(
-                f"Stage {self.spec.stage} holds deployment '{self.spec.deployment_id}', not '{frame.deployment_id}'; "
+                f"Stage {self.load.stage} holds deployment '{self.load.deployment_id}', not '{frame.deployment_id}'; "
                 "load it again.",
                 reason="WRONG_DEPLOYMENT",
                 subject=frame.deployment_id,
@@ -104,16 +104,16 @@ class Deployment:
 
     async def _run(self) -> None:
         try:
-            async with ForwardStream(self.spec.next_address) as next_stage, asyncio.TaskGroup() as tasks:
+            async with ForwardStream(self.load.next_address) as next_stage, asyncio.TaskGroup() as tasks:
                 tasks.create_task(next_stage.watch())
                 tasks.create_task(self._compute_and_forward(next_stage))
         except* MeshError as group:
             self._fail(cast("MeshError", _first(group)))
         except* Exception as group:  # a failing kernel must reach the coordinator, not vanish in a task
-            log.exception("deployment.failed", deployment_id=self.spec.deployment_id)
+            log.exception("deployment.failed", deployment_id=self.load.deployment_id)
             cause = _first(group)
             self._fail(
-                InternalError(f"Stage {self.spec.stage} failed to compute: {type(cause).__name__}; see its log."),
+                InternalError(f"Stage {self.load.stage} failed to compute: {type(cause).__name__}; see its log."),
             )
 
     async def _compute_and_forward(self, next_stage: ForwardStream) -> None:
@@ -143,7 +143,7 @@ class Deployment:
         data_type, dimensions, payload = payload_of(output)
         compute_ns = time.perf_counter_ns() - started_ns
         self._count(frame.phase, compute_ns)
-        timing = StageTiming(self.spec.stage, started_ns - arrived_ns, compute_ns)
+        timing = StageTiming(self.load.stage, started_ns - arrived_ns, compute_ns)
         return replace(
             frame,
             data_type=data_type,
@@ -168,15 +168,15 @@ class Deployment:
         longest = max(start + count for start, count in zip(frame.starts, frame.counts, strict=True))
         if longest > self._cache.max_tokens:
             raise refuse(f"a sequence of {longest} tokens is over the {self._cache.max_tokens} of a slot")
-        if frame.num_rows > self.spec.max_frame_tokens and frame.phase is Phase.PREFILL:
-            raise refuse(f"{frame.num_rows} rows are over the agreed {self.spec.max_frame_tokens}")
+        if frame.num_rows > self.load.max_frame_tokens and frame.phase is Phase.PREFILL:
+            raise refuse(f"{frame.num_rows} rows are over the agreed {self.load.max_frame_tokens}")
         if max(frame.targets, default=-1) >= self._decoder.vocab_size:
             raise refuse(f"a target is not below the vocabulary size {self._decoder.vocab_size}")
-        expected = (frame.num_rows,) if self.spec.is_first else (frame.num_rows, self._decoder.hidden_size)
+        expected = (frame.num_rows,) if self.load.is_first else (frame.num_rows, self._decoder.hidden_size)
         is_token_ids = frame.data_type is DataType.INT32
-        if frame.dimensions != expected or is_token_ids != self.spec.is_first:
-            raise refuse(f"stage {self.spec.stage} expects {'int32 ' if self.spec.is_first else 'float '}{expected}")
-        if self.spec.is_first:
+        if frame.dimensions != expected or is_token_ids != self.load.is_first:
+            raise refuse(f"stage {self.load.stage} expects {'int32 ' if self.load.is_first else 'float '}{expected}")
+        if self.load.is_first:
             token_ids = tensor_of(frame, torch.device("cpu"))
             if int(token_ids.min()) < 0 or int(token_ids.max()) >= self._decoder.vocab_size:
                 raise refuse(f"token ids must be at least 0 and below {self._decoder.vocab_size}")

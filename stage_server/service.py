@@ -12,9 +12,9 @@ from llmpq.errors import MeshError
 from llmpq.frames import decode_frame, encode_ack
 from llmpq.messages import from_message, to_message
 from llmpq.plan import StageMemory
+from llmpq.stage_load import StageLoad
 from llmpq.v1 import plan_pb2, stage_service_pb2_grpc
 from llmpq.v1 import stage_service_pb2 as pb
-from stage_server.slice_spec import SliceSpec
 from stage_server.stage import Stage
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -67,12 +67,8 @@ class StageServicer(stage_service_pb2_grpc.StageServiceServicer):
         context: Context,  # noqa: ARG002
     ) -> AsyncIterator[pb.LoadStageResponse]:
         """See the contract."""
-        async for progress in self._stage.load(from_message(SliceSpec, request)):
-            yield pb.LoadStageResponse(
-                layers_done=progress.layers_done,
-                layers_total=progress.layers_total,
-                memory=_memory_message(progress.memory),
-            )
+        async for progress in self._stage.load(from_message(StageLoad, request)):
+            yield to_message(progress, pb.LoadStageResponse)
 
     async def UnloadStage(  # noqa: N802
         self,
@@ -92,8 +88,8 @@ class StageServicer(stage_service_pb2_grpc.StageServiceServicer):
         deployment = self._stage.deployment
         response = pb.GetStageResponse(state=self._state(), memory=_memory_message(self._stage.memory))
         if deployment is not None:
-            response.deployment_id = deployment.spec.deployment_id
-            response.plan_hash = deployment.spec.plan_hash
+            response.deployment_id = deployment.load.deployment_id
+            response.plan_hash = deployment.load.plan_hash
             response.frames = deployment.counters.frames
             response.prefill_ns = deployment.counters.prefill_ns
             response.decode_ns = deployment.counters.decode_ns

@@ -16,28 +16,20 @@ from llmpq.frames import Frame
 from llmpq.model import ModelFiles, read_shape
 from llmpq.plan import LayerSensitivity, StageMemory
 from llmpq.schemes import SCHEMES
+from llmpq.stage_load import LoadProgress, StageLoad
 from stage_server.decoder_layer import DecoderLayer
 from stage_server.deployment import Deployment
 from stage_server.device import ComputeDevice
 from stage_server.families import DecoderSpec
 from stage_server.kv_cache import KvCache
+from stage_server.load_check import check_load, expected_memory, require_fit, weights_key
 from stage_server.loader import ModelLoader
 from stage_server.model_slice import ModelSlice, rotary_of
 from stage_server.profiler import LayerProfiler
 from stage_server.sensitivity import layer_sensitivities
-from stage_server.slice_spec import SliceSpec, require_fit
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class LoadProgress:
-    """How far a load is."""
-
-    layers_done: int
-    layers_total: int
-    memory: StageMemory
 
 
 @dataclass(frozen=True)
@@ -87,8 +79,8 @@ class Stage:
             )
         return self.deployment
 
-    async def load(self, spec: SliceSpec) -> AsyncIterator[LoadProgress]:
-        """Makes `spec` the deployment of this stage, keeping weights that are the same.
+    async def load(self, load: StageLoad) -> AsyncIterator[LoadProgress]:
+        """Makes `load` the deployment of this stage, keeping weights that are the same.
 
         Raises:
             NotFoundError, InvalidInputError, PreconditionError: As StageService.LoadStage says.
@@ -96,7 +88,7 @@ class Stage:
         async with self._changing:
             self.is_loading = True
             try:
-                async for progress in self._load(spec):
+                async for progress in self._load(load):
                     yield progress
             finally:
                 self.is_loading = False
@@ -135,28 +127,29 @@ class Stage:
             async for rating in self._iterate(ratings):
                 yield rating, loader.spec.num_layers
 
-    async def _load(self, spec: SliceSpec) -> AsyncIterator[LoadProgress]:
-        self._require_runnable(tuple(layer.scheme for layer in spec.layers))
-        shape = await asyncio.to_thread(read_shape, spec.model)
-        spec.check(shape)
-        require_fit(self.device_id, spec, spec.expected_memory(shape, self.device.description))
+    async def _load(self, load: StageLoad) -> AsyncIterator[LoadProgress]:
+        self._require_runnable(tuple(layer.scheme for layer in load.layers))
+        shape = await asyncio.to_thread(read_shape, load.model)
+        check_load(load, shape)
+        expected = expected_memory(load, shape, self.device.description)
+        require_fit(self.device_id, load, expected)
         await self._end_deployment()
-        key = spec.weights_key(ModelFiles.locate(spec.model).fingerprint)
+        key = weights_key(load, ModelFiles.locate(load.model).fingerprint)
         if self._held is None or self._held.key != key:
             self._release_weights()
-            async for progress in self._load_weights(spec, key):
+            async for progress in self._load_weights(load, key):
                 yield progress
         held = cast("_Held", self._held)
-        cache = await self._on_thread(self._allocate_cache, spec, held.decoder)
+        cache = await self._on_thread(self._allocate_cache, load, held.decoder)
         self.memory = replace(
             self.memory,
             layer_bytes=held.weights.layer_bytes,
             embedding_head_bytes=held.weights.embedding_head_bytes,
             kv_bytes=cache.memory_bytes,
-            workspace_bytes=spec.expected_memory(shape, self.device.description).workspace_bytes,
+            workspace_bytes=expected.workspace_bytes,
         )
         deployment = Deployment(
-            spec=spec,
+            load=load,
             decoder=held.decoder,
             weights=held.weights,
             cache=cache,
@@ -166,17 +159,17 @@ class Stage:
         await self._deployed.enter_async_context(deployment.running())
         self.deployment = deployment
         log.info(
-            "stage.loaded", deployment_id=spec.deployment_id, layers=len(spec.layers), memory=self.memory.used_bytes
+            "stage.loaded", deployment_id=load.deployment_id, layers=len(load.layers), memory=self.memory.used_bytes
         )
-        yield LoadProgress(len(spec.layers), len(spec.layers), self.memory)
+        yield LoadProgress(len(load.layers), len(load.layers), self.memory)
 
-    async def _load_weights(self, spec: SliceSpec, key: tuple[object, ...]) -> AsyncIterator[LoadProgress]:
-        loader = await self._on_thread(self._open, spec.model)
-        total = len(spec.layers)
-        embedding = await self._on_thread(loader.load_embedding) if spec.is_first else None
-        head = await self._on_thread(loader.load_head, embedding) if spec.is_last else None
+    async def _load_weights(self, load: StageLoad, key: tuple[object, ...]) -> AsyncIterator[LoadProgress]:
+        loader = await self._on_thread(self._open, load.model)
+        total = len(load.layers)
+        embedding = await self._on_thread(loader.load_embedding) if load.is_first else None
+        head = await self._on_thread(loader.load_head, embedding) if load.is_last else None
         layers: list[DecoderLayer] = []
-        async for layer in self._iterate(loader.load_layers(spec.first_layer, spec.layers)):
+        async for layer in self._iterate(loader.load_layers(load.first_layer, load.layers)):
             layers.append(layer)
             loaded = StageMemory(
                 layer_bytes=sum(done.memory_bytes for done in layers),
@@ -194,12 +187,12 @@ class Stage:
             self._opened = key, ModelLoader(model, self.device.torch_device, self.device.compute_dtype)
         return self._opened[1]
 
-    def _allocate_cache(self, spec: SliceSpec, decoder: DecoderSpec) -> KvCache:
+    def _allocate_cache(self, load: StageLoad, decoder: DecoderSpec) -> KvCache:
         return KvCache(
-            num_layers=len(spec.layers),
-            num_slots=spec.num_slots,
+            num_layers=len(load.layers),
+            num_slots=load.num_slots,
             num_kv_heads=decoder.num_kv_heads,
-            max_tokens=spec.max_sequence_tokens,
+            max_tokens=load.max_sequence_tokens,
             head_dim=decoder.head_dim,
             dtype=self.device.compute_dtype,
             device=self.device.torch_device,

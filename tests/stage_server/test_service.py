@@ -30,6 +30,7 @@ from llmpq.v1 import activation_service_pb2, activation_service_pb2_grpc, stage_
 from llmpq.v1 import stage_service_pb2 as pb
 from stage_server.config import StageConfig
 from stage_server.device import open_device
+from stage_server.load_check import expected_memory
 from stage_server.service import StageServicer, receive_frames
 from stage_server.stage import Stage
 
@@ -283,7 +284,7 @@ async def test_load_reports_progress_and_measured_memory(save_model: SaveModel) 
         for scheme in ("w16", "w4", "w3"):
             request.layers.add(scheme=scheme, group_size=64)
         responses = await load(address, request)
-        expected = stage.deployment.spec.expected_memory(read_shape(directory), stage.device.description)
+        expected = expected_memory(stage.deployment.load, read_shape(directory), stage.device.description)
 
     assert [response.layers_done for response in responses] == [1, 2, 3, 3]
     assert responses[-1].memory.layer_bytes == expected.layer_bytes

@@ -1,0 +1,71 @@
+"""Whether a load can be: against the model, and against the memory of the device."""
+
+from llmpq import memory
+from llmpq.device import DeviceDescription
+from llmpq.errors import DoesNotFitError, InvalidInputError
+from llmpq.model import ModelShape
+from llmpq.plan import StageMemory
+from llmpq.stage_load import StageLoad
+
+
+def check_load(load: StageLoad, shape: ModelShape) -> None:
+    """Raises InvalidInputError if a load contradicts itself or the model."""
+    if not load.layers or load.first_layer + len(load.layers) > shape.num_layers:
+        end = load.first_layer + len(load.layers)
+        raise InvalidInputError(
+            f"Layers [{load.first_layer}, {end}) are not layers of a model of {shape.num_layers}.",
+            subject="layers",
+        )
+    if load.stage >= load.num_stages:
+        raise InvalidInputError(f"Stage {load.stage} of {load.num_stages} does not exist.", subject="stage")
+    for field in ("num_slots", "max_sequence_tokens", "max_frame_tokens"):
+        if getattr(load, field) < 1:
+            raise InvalidInputError(f"{field} must be at least 1.", subject=field)
+    if load.max_sequence_tokens > shape.max_positions:
+        raise InvalidInputError(
+            f"max_sequence_tokens {load.max_sequence_tokens} is over the model's context of {shape.max_positions}.",
+            subject="max_sequence_tokens",
+        )
+
+
+def expected_memory(load: StageLoad, shape: ModelShape, device: DeviceDescription) -> StageMemory:
+    """The memory a load will take on a device."""
+    return StageMemory(
+        layer_bytes=sum(memory.layer_bytes(shape, precision) for precision in load.layers),
+        embedding_head_bytes=memory.embedding_head_bytes(shape, is_first=load.is_first, is_last=load.is_last),
+        kv_bytes=memory.kv_bytes(
+            shape,
+            num_layers=len(load.layers),
+            num_slots=load.num_slots,
+            max_sequence_tokens=load.max_sequence_tokens,
+            activation_bytes=device.activation_bytes,
+        ),
+        workspace_bytes=memory.workspace_bytes(
+            shape,
+            is_first=load.is_first,
+            is_last=load.is_last,
+            max_prefill_tokens=load.max_frame_tokens,
+            decode_sequences=load.num_slots,
+            max_sequence_tokens=load.max_sequence_tokens,
+            activation_bytes=device.activation_bytes,
+        ),
+        budget_bytes=device.memory_budget_bytes,
+    )
+
+
+def require_fit(device_id: str, load: StageLoad, expected: StageMemory) -> None:
+    """Raises DoesNotFitError naming the device and the bytes it is short, if the slice is over the budget."""
+    short = expected.used_bytes - expected.budget_bytes
+    if short > 0:
+        what = f"Stage {load.stage} (layers {load.first_layer} to {load.first_layer + len(load.layers) - 1})"
+        raise DoesNotFitError.on_device(device_id, what, short)
+
+
+def weights_key(load: StageLoad, fingerprint: str) -> tuple[object, ...]:
+    """Equal for loads whose weights are the same, whatever their cache and neighbours.
+
+    Args:
+        load: What is asked for.
+        fingerprint: Of the model's files, which may have been replaced under the same name.
+    """
+    return load.model, fingerprint, load.first_layer, load.layers, load.is_first, load.is_last
