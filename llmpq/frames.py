@@ -1,7 +1,7 @@
 """Frames of the data plane: one micro-batch on the wire, as valid protobuf with the payload spliced in.
 
-`ForwardRequest.payload` has the highest field number, so the message is the serialized header followed by tag, length and
-the payload's own bytes. Encoding copies the payload once, into the message; decoding does not copy it at all. An
+`ForwardRequest.payload` has the highest field number, so the message is the serialized header followed by tag, length
+and the payload's own bytes. Encoding copies the payload once, into the message; decoding does not copy it at all. An
 ordinary generated stub reads and writes the same bytes.
 """
 

@@ -1,7 +1,7 @@
 """Protobuf messages to frozen dataclasses and back, by field name.
 
-Domain code works on dataclasses; only a service's `service.py` sees messages. A dataclass that mirrors a message has the
-same field names, enums as `StrEnum` with the protobuf names as values, and `None` for unset optional fields.
+Domain code works on dataclasses; only a service's `service.py` sees messages. A dataclass that mirrors a message has
+the same field names, enums as `StrEnum` with the protobuf names as values, and `None` for unset optional fields.
 """
 
 from collections.abc import Mapping

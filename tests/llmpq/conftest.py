@@ -1,11 +1,21 @@
 """Fixtures of the tests of the client and the command line."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import structlog
 from fake_coordinator import FakeCoordinator, served
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """The fake shares this process, so that its log would mix with the output of commands."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # grpc's classes are generic for type checkers only
 
+import asyncio
 import json
 import math
 from collections.abc import AsyncIterator
@@ -31,6 +32,7 @@ class FakeCoordinator(CoordinatorServiceServicer):
         drop_after: Streams of results break after this many messages; 0 never.
         breaks: How many streams have broken.
         is_full: Refuse submissions.
+        is_stuck: Batches never end, and no result comes.
         submissions: Options of every submission.
     """
 
@@ -38,6 +40,7 @@ class FakeCoordinator(CoordinatorServiceServicer):
     drop_after: int = 0
     breaks: int = 0
     is_full: bool = False
+    is_stuck: bool = False
     final_state: pb.BatchState.ValueType = pb.BATCH_STATE_COMPLETED
     submissions: list[pb.BatchOptions] = field(default_factory=list)
     batches: dict[str, pb.Batch] = field(default_factory=dict)
@@ -108,11 +111,15 @@ class FakeCoordinator(CoordinatorServiceServicer):
             yield pb.WatchBatchResponse(batch=snapshot)
             if self.drop_after and self.breaks == 0:
                 self._break()
+        if self.is_stuck:
+            await asyncio.Event().wait()
         yield pb.WatchBatchResponse(batch=batch)
 
     async def GetResults(self, request: pb.GetResultsRequest, _context: object) -> AsyncIterator[pb.GetResultsResponse]:  # noqa: N802
         """Sends the answers."""
         self._find(request.batch_id)
+        if self.is_stuck:
+            await asyncio.Event().wait()
         for count, result in enumerate(self.outcomes[request.batch_id][request.after :], start=1):
             yield result
             if count == self.drop_after:
@@ -229,6 +236,7 @@ async def served(fake: FakeCoordinator) -> AsyncIterator[None]:
         "127.0.0.1:0",
         lambda server: add_CoordinatorServiceServicer_to_server(fake, server),
         ["llmpq.v1.CoordinatorService"],
+        drain_s=0.1,
     ) as server:
         fake.address = server.address
         yield
