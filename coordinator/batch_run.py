@@ -73,6 +73,7 @@ class BatchRun:
         self._store = store
         self._mesh = mesh
         self._plan = batch.plan
+        self._refusal: PreconditionError | None = None
 
     async def run(self) -> None:
         """Returns when every line is answered.
@@ -92,7 +93,7 @@ class BatchRun:
                 raise  # the same attempt again would fail the same way
             except MeshError as error:
                 num_failures = 1 if ledger.num_recorded else num_failures + 1
-                if num_failures == MAX_FAILURES:
+                if num_failures == MAX_FAILURES or error is self._refusal:
                     raise
                 await self._recover(error, num_failures)
 
@@ -143,6 +144,7 @@ class BatchRun:
             async with asyncio.timeout(self._mesh.grace_s if is_new else None):
                 await self._mesh.cluster.changes.after(version)
         except TimeoutError:
+            self._refusal = infeasible
             raise infeasible from None
 
     async def _load_and_run(

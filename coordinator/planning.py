@@ -186,4 +186,3 @@ async def _rate(
 ) -> tuple[LayerSensitivity, ...]:
     async with StageLink.opened(rater) as stage:
         return await stage.rate(model, schemes, group_size, samples)
-

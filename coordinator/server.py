@@ -36,8 +36,9 @@ async def run(config: CoordinatorConfig) -> None:
         PreconditionError: Another coordinator uses the state directory.
     """
     async with coordinating(config) as (address, runner):
+        stopped = until_signal()
         announce(address)
-        await unless(runner.run(), until_signal())
+        await unless(runner.run(), stopped)
 
 
 @asynccontextmanager

@@ -49,8 +49,8 @@ class ModelTokenizer:
         return cls(tokenizer, frozenset(stop_ids), config.max_position_embeddings, config.vocab_size)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with the special ones that the tokenizer adds."""
-        return list(self.tokenizer(text)["input_ids"])
+        """Token ids of a text, with the special ones that the tokenizer adds; whoever asks checks the length."""
+        return list(self.tokenizer(text, verbose=False)["input_ids"])
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, without special ones."""

@@ -27,8 +27,9 @@ async def _serve(config: PlannerConfig) -> None:
         lambda server: planner_service_pb2_grpc.add_PlannerServiceServicer_to_server(service, server),
         [SERVICE_NAME],
     ) as server:
+        stopped = until_signal()
         announce(server.address)
-        await until_signal()
+        await stopped
 
 
 def _parse(arguments: Sequence[str] | None) -> PlannerConfig:

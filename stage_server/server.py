@@ -2,6 +2,8 @@
 
 import asyncio
 import platform
+from collections.abc import Coroutine
+from typing import Any
 
 import grpc
 import structlog
@@ -38,13 +40,14 @@ async def run(config: StageConfig) -> None:
         async with serving(config.listen, add_services, (STAGE_SERVICE, ACTIVATION_SERVICE)) as server:
             address = config.advertise or server.address
             stage.device_id = config.name or f"{platform.node()}/{config.device}/{address.rpartition(':')[2]}"
+            stopped = until_signal()
             announce(server.address)
-            await _serve(config, stage, address)
+            await _serve(config, stage, address, stopped)
 
 
-async def _serve(config: StageConfig, stage: Stage, address: str) -> None:
+async def _serve(config: StageConfig, stage: Stage, address: str, stopped: Coroutine[Any, Any, None]) -> None:
     """Until a signal comes, or the coordinator refuses this stage for good."""
-    ending = asyncio.ensure_future(until_signal())
+    ending = asyncio.ensure_future(stopped)
     waiting: set[asyncio.Future[None]] = {ending}
     if config.coordinator:
         registration = coordinator_service_pb2.StageRegistration(

@@ -50,12 +50,13 @@ async def _up(cluster: ClusterSpec, *, as_json: bool) -> None:
     names = [stage.name for stage in cluster.stages]
     note(f"Starting planner, coordinator and {len(names)} stage(s) ...")
     async with local_mesh(cluster, on_log=_print_log, restarts=True) as coordinator:
+        stopped = until_signal()
         if as_json:
             print_json({"coordinator": coordinator, "stages": names})
         else:
             stdout.print(f"Ready: the coordinator listens on {coordinator}; stages {', '.join(names)}.", soft_wrap=True)
             stdout.print(f"Try: llmpq status --coordinator {coordinator}", soft_wrap=True)
-        await until_signal()
+        await stopped
         note("Stopping ...")
 
 

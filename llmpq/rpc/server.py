@@ -5,7 +5,7 @@ from __future__ import annotations  # grpc's classes are generic for type checke
 import asyncio
 import inspect
 import signal
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -87,15 +87,23 @@ async def serving(
         log.info("server.stopped", address=address)
 
 
-async def until_signal() -> None:
-    """Returns at the first SIGTERM or SIGINT; a second one ends the process at once, as the system does by default."""
+def until_signal() -> Coroutine[Any, Any, None]:
+    """Handles signals from now on; what it returns is done at the first SIGTERM or SIGINT.
+
+    Call it before saying that the process is up, and await the result after. A second signal ends the process at once,
+    as the system does by default.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    return _until_set(stop)
+
+
+async def _until_set(stop: asyncio.Event) -> None:
     await stop.wait()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.remove_signal_handler(number)
+        asyncio.get_running_loop().remove_signal_handler(number)
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> str:

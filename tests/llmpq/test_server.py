@@ -144,10 +144,9 @@ from llmpq.rpc import announce, serving, until_signal
 
 async def main():
     async with serving("127.0.0.1:0", lambda server: None, []) as server:
-        stopping = asyncio.create_task(until_signal())
-        await asyncio.sleep(0)  # the handlers stand before the parent can send a signal
+        stopped = until_signal()
         announce(server.address)
-        await stopping
+        await stopped
     print("drained", flush=True)
 
 asyncio.run(main())
