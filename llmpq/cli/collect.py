@@ -23,4 +23,4 @@ async def collect(client: Client, batch_id: str, on_result: Callable[[Result], N
 async def _watch(client: Client, batch_id: str, progress: BatchProgress) -> Batch:
     async for batch in client.watch(batch_id):
         progress.show(batch)
-    return await client.get(batch_id)
+    return batch  # there was at least one, and the last one is in a final state

@@ -63,7 +63,7 @@ def cancel(
 
 async def _results(client: Client, batch_id: str, files: ResultFiles) -> Batch:
     async with client:
-        await client.get(batch_id)  # if there is none, leave the files alone
+        await anext(client.watch(batch_id))  # if there is no such batch, the files are left alone
         with files:
             return await collect(client, batch_id, files.write)
 

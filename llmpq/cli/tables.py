@@ -82,8 +82,8 @@ def batch_table(batches: Iterable[Batch]) -> Table:
 
 def _table(title: str, columns: Iterable[str], caption: str | None = None) -> Table:
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for column in columns:
-        table.add_column(column)
+    for index, column in enumerate(columns):
+        table.add_column(column, no_wrap=index == 0, overflow="fold")  # the first one is a name, to be copied whole
     return table
 
 
