@@ -56,7 +56,8 @@ class Pipeline:
 
     async def _receive(self) -> Frame:
         try:
-            return await asyncio.wait_for(self._deployment.results.get(), FRAME_TIMEOUT_S)
+            async with asyncio.timeout(FRAME_TIMEOUT_S):  # wait_for would lose a cancellation that races with a result
+                return await self._deployment.results.get()
         except TimeoutError as error:
             raise UnavailableError(f"No result came back for {FRAME_TIMEOUT_S:g} seconds.") from error
 
