@@ -20,6 +20,9 @@ from llmpq.v1 import stage_service_pb2 as stage_pb
 from llmpq.v1.planner_service_pb2_grpc import PlannerServiceStub
 from llmpq.v1.stage_service_pb2_grpc import StageServiceStub
 
+#: Takes how much of a measurement is done, and how much there is.
+OnMeasured = Callable[[int, int], None]
+
 #: Deadline of a question that somebody waits for and that a stage answers from memory.
 _PROBE_DEADLINE_S = 2.0
 
@@ -47,11 +50,21 @@ class StageLink:
         async with open_channel(member.address) as channel:
             yield cls(member, channel)
 
-    async def profile(self, model: str, schemes: Sequence[str], group_size: int) -> tuple[LatencyPoint, ...]:
+    async def profile(
+        self,
+        model: str,
+        schemes: Sequence[str],
+        group_size: int,
+        on_progress: OnMeasured,
+    ) -> tuple[LatencyPoint, ...]:
         """Measures the device on a layer of the model."""
         request = stage_pb.ProfileLayersRequest(model=model, schemes=schemes, group_size=group_size)
+        points = []
         with rpc_errors(self._peer):
-            return tuple([from_message(LatencyPoint, r.point) async for r in self._stub.ProfileLayers(request)])
+            async for response in self._stub.ProfileLayers(request):
+                points.append(from_message(LatencyPoint, response.point))
+                on_progress(response.points_done, response.points_total)
+        return tuple(points)
 
     async def rate(
         self,
@@ -59,6 +72,7 @@ class StageLink:
         schemes: Sequence[str],
         group_size: int,
         samples: Sequence[Sequence[int]],
+        on_progress: OnMeasured,
     ) -> tuple[LayerSensitivity, ...]:
         """Rates every layer at every scheme on calibration samples of token ids; not normalized."""
         request = stage_pb.MeasureSensitivityRequest(
@@ -67,9 +81,12 @@ class StageLink:
             group_size=group_size,
             samples=[stage_pb.TokenSequence(token_ids=sample) for sample in samples],
         )
+        ratings: list[LayerSensitivity] = []
         with rpc_errors(self._peer):
-            responses = [response async for response in self._stub.MeasureSensitivity(request)]
-        return tuple(from_message(LayerSensitivity, entry) for r in responses for entry in r.sensitivities)
+            async for response in self._stub.MeasureSensitivity(request):
+                ratings.extend(from_message(LayerSensitivity, entry) for entry in response.sensitivities)
+                on_progress(response.layers_done, response.layers_total)
+        return tuple(ratings)
 
     async def load(self, load: StageLoad) -> AsyncIterator[LoadProgress]:
         """Makes the stage hold a slice of a model; yields how far it is."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from coordinator.calibration import calibration_samples
 from coordinator.cluster import Member
-from coordinator.links import PlanProgress, StageLink, create_plan
+from coordinator.links import OnMeasured, PlanProgress, StageLink, create_plan
 from coordinator.measurements import MeasurementCache
 from llmpq.batch import PreviewedPlan
 from llmpq.device import DeviceProfile, LatencyPoint
@@ -101,9 +101,10 @@ class Planning:
         subject = [device, asdict(shape), list(schemes), group_size]
         points = self._cache.load(LatencyPoint, subject)
         if points is None:
-            report(f"Measuring device {member.device_id} on a layer of the model.")
+            doing = f"Measuring device {member.device_id} on a layer of the model"
+            report(f"{doing}.")
             async with StageLink.opened(member) as stage:
-                points = await stage.profile(work.model, schemes, group_size)
+                points = await stage.profile(work.model, schemes, group_size, _counting(report, doing, "points"))
             self._cache.save(subject, points)
         return DeviceProfile(member.device_id, member.description, points)
 
@@ -124,10 +125,12 @@ class Planning:
         subject = [ModelFiles.locate(work.model).fingerprint, sorted(schemes), group_size]
         measured = self._cache.load(LayerSensitivity, subject)
         if measured is None:
-            report("Measuring what quantizing each layer costs in quality.")
+            doing = "Measuring what quantizing each layer costs in quality"
+            report(f"{doing}.")
+            on_progress = _counting(report, doing, "layers")
             samples = await asyncio.to_thread(calibration_samples, work.model)
             ratings = [
-                _rate(rater, work.model, of_rater, group_size, samples)
+                _rate(rater, work.model, of_rater, group_size, samples=samples, on_progress=on_progress)
                 for rater, of_rater in _schemes_of_raters(members, rated).items()
             ]
             normalized = normalize([entry for rating in await asyncio.gather(*ratings) for entry in rating])
@@ -182,7 +185,14 @@ async def _rate(
     model: str,
     schemes: Sequence[str],
     group_size: int,
+    *,
     samples: Sequence[Sequence[int]],
+    on_progress: OnMeasured,
 ) -> tuple[LayerSensitivity, ...]:
     async with StageLink.opened(rater) as stage:
-        return await stage.rate(model, schemes, group_size, samples)
+        return await stage.rate(model, schemes, group_size, samples, on_progress)
+
+
+def _counting(report: Report, doing: str, unit: str) -> OnMeasured:
+    """Reports how far a measurement is."""
+    return lambda done, total: report(f"{doing}: {done} of {total} {unit}.")

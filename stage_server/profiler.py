@@ -34,9 +34,9 @@ _MAX_EVICTION_BYTES = 64 * 2**20
 class LayerProfiler:
     """Profiles one model on one device.
 
-    Before each run of a layer as many bytes are touched as the model's other layers take. A stage that decodes runs them
-    all before it comes back to this one, whose weights then come from memory; a layer that is run again and again would
-    find them in the cache, and seem half as slow as it will be.
+    Before each run of a layer as many bytes are touched as the model's other layers take. A stage that decodes runs
+    them all before it comes back to this one, whose weights then come from memory; a layer that is run again and again
+    would find them in the cache, and seem twice as fast as it will be.
     """
 
     def __init__(self, loader: ModelLoader, device: ComputeDevice, schemes: tuple[str, ...], group_size: int) -> None:
