@@ -15,6 +15,7 @@ from llmpq.device import DeviceProfile, LatencyPoint
 from llmpq.errors import PreconditionError
 from llmpq.model import ModelFiles, ModelShape, read_shape
 from llmpq.plan import LayerSensitivity, LengthBucket, Plan, PlanningProblem, PlanOptions
+from quantizer.sensitivity import REFERENCE_SCHEME, normalize
 
 #: Takes one sentence on what is being done.
 Report = Callable[[str], None]
@@ -116,8 +117,6 @@ class Planning:
         report: Report,
     ) -> tuple[LayerSensitivity, ...]:
         """Normalized sensitivities of all layers; none where there is nothing to choose, or no device for the unit."""
-        from quantizer.sensitivity import REFERENCE_SCHEME, normalize  # noqa: PLC0415 torch takes seconds to import
-
         rated = {*schemes, REFERENCE_SCHEME}
         if len(schemes) == 1 or not any(REFERENCE_SCHEME in member.description.schemes for member in members):
             return ()

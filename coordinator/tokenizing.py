@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, GenerationConfig
+
 from coordinator.openai_requests import LineError, ParsedLine
 from coordinator.requests import Endpoint, Request
 from llmpq.frames import Sampling
@@ -39,8 +42,6 @@ class ModelTokenizer:
             NotFoundError: No such model.
             InvalidInputError: A family that cannot be run.
         """
-        from transformers import AutoTokenizer  # noqa: PLC0415 takes seconds to import
-
         config = read_config(model)
         files = ModelFiles.locate(model)
         tokenizer = AutoTokenizer.from_pretrained(**files.from_pretrained)
@@ -93,8 +94,6 @@ class ModelTokenizer:
         return array("i", tokens)
 
     def _chat_tokens(self, messages: Sequence[Any]) -> Sequence[int]:
-        from jinja2 import TemplateError  # noqa: PLC0415 comes with transformers
-
         if not self.tokenizer.chat_template:
             message = "The model has no chat template: use /v1/completions, or give it a chat_template.jinja."
             raise LineError("no_chat_template", message, "body.messages")
@@ -124,8 +123,6 @@ class ModelTokenizer:
 
 def _generation_eos(files: ModelFiles) -> int | list[int] | None:
     """eos_token_id of generation_config.json, if the model has one; a GGUF file has none."""
-    from transformers import GenerationConfig  # noqa: PLC0415 see load
-
     if not (files.directory / "generation_config.json").is_file() or files.gguf:
         return None
     declared: int | list[int] | None = GenerationConfig.from_pretrained(str(files.directory)).eos_token_id
