@@ -58,7 +58,8 @@ async def _heartbeat(call: Any, interval_s: float, coordinator: str) -> None:
     if not done:
         await call.write(pb.RegisterStageRequest(heartbeat=pb.Heartbeat()))
     try:
-        await asyncio.wait_for(answer, _ANSWER_TIMEOUT_S)
+        async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+            await answer
     except TimeoutError as error:
         raise UnavailableError(f"{coordinator} does not answer heartbeats.", subject=coordinator) from error
 
