@@ -8,7 +8,7 @@ ordinary generated stub reads and writes the same bytes.
 import zlib
 from dataclasses import dataclass, field
 from enum import IntEnum
-from math import prod
+from math import isfinite, prod
 
 from google.protobuf.message import DecodeError
 
@@ -236,12 +236,22 @@ def _check(frame: Frame) -> None:
         raise _invalid(frame.frame_id, "emits must have one entry a sequence")
     if frame.output is FrameOutput.SCORES and len(frame.targets) != frame.num_rows:
         raise _invalid(frame.frame_id, "targets must have one entry a row")
+    if not all(_is_drawable(draw) for draw in frame.sampling):
+        raise _invalid(frame.frame_id, "temperature must be finite and not negative, top_p from 0 to 1")
+    if min(frame.targets, default=0) < -1:
+        raise _invalid(frame.frame_id, "targets must be token ids or -1")
+    if frame.phase is Phase.DECODE and frame.num_rows != num_sequences:
+        raise _invalid(frame.frame_id, "a decode frame has one row a sequence")
     expected_bytes = prod(frame.dimensions) * frame.data_type.num_bytes
     if len(frame.payload) != expected_bytes:
         raise _invalid(
             frame.frame_id,
             f"shape {frame.dimensions} needs {expected_bytes} bytes of payload, got {len(frame.payload)}",
         )
+
+
+def _is_drawable(draw: Sampling) -> bool:
+    return isfinite(draw.temperature) and draw.temperature >= 0 and 0 <= draw.top_p <= 1
 
 
 def _invalid(frame_id: int, problem: str) -> InvalidInputError:

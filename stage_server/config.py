@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from llmpq.address import split_address
+
 
 @dataclass(frozen=True)
 class StageConfig:
@@ -27,3 +29,9 @@ class StageConfig:
     cpu_class: str = ""
     cores: tuple[int, ...] = ()
     log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        """Raises InvalidInputError for an address that is none."""
+        for field in ("coordinator", "advertise"):
+            if getattr(self, field):
+                split_address(getattr(self, field), f"--{field}")

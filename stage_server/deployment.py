@@ -66,6 +66,7 @@ class Deployment:
         self._device = device
         self._executor = executor
         self._is_computing = False
+        self._cached_tokens = [0] * cache.num_slots
         self._arrived: asyncio.Queue[tuple[Frame, int]] = asyncio.Queue()
         self.failure: asyncio.Future[MeshError] = asyncio.get_running_loop().create_future()
 
@@ -100,6 +101,8 @@ class Deployment:
                 subject=frame.deployment_id,
             )
         self._check(frame)
+        for slot, start, count in zip(frame.slots, frame.starts, frame.counts, strict=True):
+            self._cached_tokens[slot] = start + count
         self._arrived.put_nowait((frame, time.perf_counter_ns()))
 
     async def _run(self) -> None:
@@ -168,7 +171,9 @@ class Deployment:
         longest = max(start + count for start, count in zip(frame.starts, frame.counts, strict=True))
         if longest > self._cache.max_tokens:
             raise refuse(f"a sequence of {longest} tokens is over the {self._cache.max_tokens} of a slot")
-        if frame.num_rows > self.load.max_frame_tokens and frame.phase is Phase.PREFILL:
+        if any(start > self._cached_tokens[slot] for slot, start in zip(frame.slots, frame.starts, strict=True)):
+            raise refuse("a sequence starts behind the tokens that its slot holds")
+        if frame.num_rows > self.load.max_frame_tokens:
             raise refuse(f"{frame.num_rows} rows are over the agreed {self.load.max_frame_tokens}")
         if max(frame.targets, default=-1) >= self._decoder.vocab_size:
             raise refuse(f"a target is not below the vocabulary size {self._decoder.vocab_size}")

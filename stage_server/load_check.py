@@ -1,23 +1,23 @@
 """Whether a load can be: against the model, and against the memory of the device."""
 
 from llmpq import memory
+from llmpq.address import split_address
 from llmpq.device import DeviceDescription
 from llmpq.errors import DoesNotFitError, InvalidInputError
 from llmpq.model import ModelShape
 from llmpq.plan import StageMemory
+from llmpq.schemes import GROUP_SIZES
 from llmpq.stage_load import StageLoad
 
 
 def check_load(load: StageLoad, shape: ModelShape) -> None:
     """Raises InvalidInputError if a load contradicts itself or the model."""
-    if not load.layers or load.first_layer + len(load.layers) > shape.num_layers:
-        end = load.first_layer + len(load.layers)
-        raise InvalidInputError(
-            f"Layers [{load.first_layer}, {end}) are not layers of a model of {shape.num_layers}.",
-            subject="layers",
-        )
+    if not load.deployment_id:
+        raise InvalidInputError("deployment_id must not be empty.", subject="deployment_id")
+    split_address(load.next_address, "next_address")
     if load.stage >= load.num_stages:
         raise InvalidInputError(f"Stage {load.stage} of {load.num_stages} does not exist.", subject="stage")
+    _check_layers(load, shape)
     for field in ("num_slots", "max_sequence_tokens", "max_frame_tokens"):
         if getattr(load, field) < 1:
             raise InvalidInputError(f"{field} must be at least 1.", subject=field)
@@ -25,6 +25,31 @@ def check_load(load: StageLoad, shape: ModelShape) -> None:
         raise InvalidInputError(
             f"max_sequence_tokens {load.max_sequence_tokens} is over the model's context of {shape.max_positions}.",
             subject="max_sequence_tokens",
+        )
+
+
+def _check_layers(load: StageLoad, shape: ModelShape) -> None:
+    end = load.first_layer + len(load.layers)
+    where = f"Layers [{load.first_layer}, {end}) on stage {load.stage} of {load.num_stages}"
+    if not load.layers or end > shape.num_layers:
+        raise InvalidInputError(f"{where} are not layers of a model of {shape.num_layers}.", subject="layers")
+    if load.is_first != (load.first_layer == 0) or load.is_last != (end == shape.num_layers):
+        raise InvalidInputError(
+            f"{where}: the first stage, and no other, has layer 0, and the last one layer {shape.num_layers - 1}.",
+            subject="layers",
+        )
+    for precision in load.layers:
+        check_group_size(precision.group_size)
+
+
+def check_group_size(group_size: int) -> None:
+    """Raises InvalidInputError if there is no such group size."""
+    if group_size not in GROUP_SIZES:
+        sizes = ", ".join(map(str, GROUP_SIZES))
+        raise InvalidInputError(
+            f"Unknown group size {group_size}: there are {sizes}, where 0 is per channel.",
+            reason="UNKNOWN_GROUP_SIZE",
+            subject="group_size",
         )
 
 

@@ -1,7 +1,8 @@
 """Drawing tokens.
 
-A draw depends on the logits, its parameters and the token's position, and on nothing else. So results do not depend on
-how requests are batched, and a restarted batch goes on as if nothing had happened.
+A draw depends on the logits, its parameters and the token's position, and on nothing else: there is no state to lose
+when a process restarts. Logits may differ in their last bits between prefill and decode, or between micro-batch sizes,
+so a draw that falls within rounding of a boundary between two tokens may rarely come out as the other one.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ def sample(logits: torch.Tensor, sampling: Sequence[Sampling], positions: Sequen
 def _draw(logits: torch.Tensor, sampling: Sequence[Sampling], positions: Sequence[int]) -> torch.Tensor:
     """Inverse-transform sampling over the most likely tokens that top-k and top-p keep."""
     device = logits.device
-    temperature = torch.tensor([draw.temperature for draw in sampling], device=device)
+    temperature = torch.tensor([draw.temperature for draw in sampling], device=device, dtype=torch.float64)
     top_k = torch.tensor([draw.top_k or logits.shape[-1] for draw in sampling], device=device)
     top_p = torch.tensor([draw.top_p or 1.0 for draw in sampling], device=device, dtype=torch.float64)
     uniform = torch.tensor(
@@ -44,8 +45,9 @@ def _draw(logits: torch.Tensor, sampling: Sequence[Sampling], positions: Sequenc
     )
     ranked, token_ids = logits.sort(dim=-1, descending=True, stable=True)
     in_top_k = torch.arange(logits.shape[-1], device=device) < top_k[:, None]
-    scaled = (ranked / temperature[:, None]).masked_fill(~in_top_k, -torch.inf)
-    probabilities = torch.softmax(scaled.double(), dim=-1)
+    # Below the maximum and in double precision, so that no temperature, however low, makes an infinity of the maximum.
+    scaled = ((ranked - ranked[:, :1]).double() / temperature[:, None]).masked_fill(~in_top_k, -torch.inf)
+    probabilities = torch.softmax(scaled, dim=-1)
     # A token is kept if the ones before it do not yet reach top_p; the first always is.
     before = probabilities.cumsum(dim=-1) - probabilities
     kept = probabilities.masked_fill(before >= top_p[:, None], 0.0)

@@ -99,7 +99,10 @@ class StageServicer(stage_service_pb2_grpc.StageServiceServicer):
     def _state(self) -> pb.StageState.ValueType:
         if self._stage.is_loading:
             return pb.STAGE_STATE_LOADING
-        return pb.STAGE_STATE_READY if self._stage.deployment is not None else pb.STAGE_STATE_EMPTY
+        deployment = self._stage.deployment
+        if deployment is None:
+            return pb.STAGE_STATE_EMPTY
+        return pb.STAGE_STATE_FAILED if deployment.failure.done() else pb.STAGE_STATE_READY
 
 
 async def receive_frames(stage: Stage, incoming: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -22,7 +22,7 @@ from stage_server.deployment import Deployment
 from stage_server.device import ComputeDevice
 from stage_server.families import DecoderSpec
 from stage_server.kv_cache import KvCache
-from stage_server.load_check import check_load, expected_memory, require_fit, weights_key
+from stage_server.load_check import check_group_size, check_load, expected_memory, require_fit, weights_key
 from stage_server.loader import ModelLoader
 from stage_server.model_slice import ModelSlice, rotary_of
 from stage_server.profiler import LayerProfiler
@@ -107,7 +107,7 @@ class Stage:
         Raises:
             NotFoundError, InvalidInputError, PreconditionError: As StageService.ProfileLayers says.
         """
-        async with self._analysing(schemes) as chosen:
+        async with self._analysing(schemes, group_size) as chosen:
             loader = await self._on_thread(self._open, model)
             profiler = LayerProfiler(loader, self.device, chosen, group_size)
             async for point in self._iterate(profiler.points()):
@@ -121,7 +121,7 @@ class Stage:
         samples: tuple[tuple[int, ...], ...],
     ) -> AsyncIterator[tuple[tuple[LayerSensitivity, ...], int]]:
         """Rates the layers of a model; yields each layer's sensitivities with the number of layers in all."""
-        async with self._analysing(schemes) as chosen:
+        async with self._analysing(schemes, group_size) as chosen:
             loader = await self._on_thread(self._open, model)
             ratings = layer_sensitivities(loader, self.device, chosen, group_size, samples)
             async for rating in self._iterate(ratings):
@@ -208,10 +208,11 @@ class Stage:
         self.memory = StageMemory(budget_bytes=self.memory.budget_bytes)
 
     @asynccontextmanager
-    async def _analysing(self, schemes: tuple[str, ...]) -> AsyncIterator[tuple[str, ...]]:
+    async def _analysing(self, schemes: tuple[str, ...], group_size: int) -> AsyncIterator[tuple[str, ...]]:
         """Keeps loads away while the block measures; yields the schemes to measure, all of them if none were named."""
         chosen = schemes or self.device.description.schemes
         self._require_runnable(chosen)
+        check_group_size(group_size)
         if self.deployment is not None and self.deployment.is_busy:
             raise PreconditionError(
                 f"Stage server {self.device_id} is computing; measure when its batch has ended.",

@@ -15,6 +15,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from llmpq.address import split_address
 from llmpq.errors import InternalError, InvalidInputError, MeshError
 from llmpq.rpc.channel import CONTROL_OPTIONS
 from llmpq.rpc.status import abort_with
@@ -107,9 +108,7 @@ async def _until_set(stop: asyncio.Event) -> None:
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> str:
-    host, _, port_text = listen.rpartition(":")
-    if not host or not port_text.isdigit():
-        raise InvalidInputError(f"Cannot listen on '{listen}': expected HOST:PORT.", subject="listen")
+    host, _ = split_address(listen, "listen")
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError as error:

@@ -15,6 +15,8 @@ from llmpq import errors
 
 ERROR_DOMAIN = "llmpq"
 DETAILS_KEY = "grpc-status-details-bin"
+#: Characters of a message or subject that go over the wire.
+_MAX_TEXT = 400
 
 #: Most specific class first; the first match decides.
 STATUS_OF_ERROR: dict[type[errors.MeshError], grpc.StatusCode] = {
@@ -34,24 +36,25 @@ STATUS_OF_ERROR: dict[type[errors.MeshError], grpc.StatusCode] = {
 def status_of(error: errors.MeshError) -> status_pb2.Status:
     """The google.rpc.Status of an error: code, message, ErrorInfo, and the detail that its class calls for."""
     code = next(code for cls, code in STATUS_OF_ERROR.items() if isinstance(error, cls))
+    message, subject = _shortened(error.message), _shortened(error.subject)
     details: list[Message] = [
         error_details_pb2.ErrorInfo(
             reason=error.reason,
             domain=ERROR_DOMAIN,
-            metadata=error.metadata | {"subject": error.subject},
+            metadata=error.metadata | {"subject": subject},
         ),
     ]
     if isinstance(error, errors.InvalidInputError):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.subject,
-            description=error.message,
+            field=subject,
+            description=message,
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, errors.PreconditionError):
         failure = error_details_pb2.PreconditionFailure.Violation(
             type=error.reason,
-            subject=error.subject,
-            description=error.message,
+            subject=subject,
+            description=message,
         )
         details.append(error_details_pb2.PreconditionFailure(violations=[failure]))
     if isinstance(error, errors.OverloadedError):
@@ -60,7 +63,7 @@ def status_of(error: errors.MeshError) -> status_pb2.Status:
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return status_pb2.Status(
         code=code.value[0],
-        message=error.message,
+        message=message,
         details=[_packed(detail) for detail in details],
     )
 
@@ -96,6 +99,11 @@ def rpc_errors(peer: str = "") -> Iterator[None]:
 
 #: Going back, DoesNotFitError is told from PreconditionError by its reason.
 _ERROR_OF_CODE = {code: cls for cls, code in STATUS_OF_ERROR.items() if cls is not errors.DoesNotFitError}
+
+
+def _shortened(text: str) -> str:
+    """A text that may quote what the caller sent; a status of more than some kilobytes would break the stream."""
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
 
 
 def _packed(detail: Message) -> any_pb2.Any:

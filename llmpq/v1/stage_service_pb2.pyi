@@ -34,6 +34,8 @@ class _StageStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StageState
     """LoadStage is running."""
     STAGE_STATE_READY: _StageState.ValueType  # 3
     """Serves a deployment."""
+    STAGE_STATE_FAILED: _StageState.ValueType  # 4
+    """Its deployment has failed, or lost a neighbour, and refuses frames; load again."""
 
 class StageState(_StageState, metaclass=_StageStateEnumTypeWrapper):
     """What a stage is doing."""
@@ -46,6 +48,8 @@ STAGE_STATE_LOADING: StageState.ValueType  # 2
 """LoadStage is running."""
 STAGE_STATE_READY: StageState.ValueType  # 3
 """Serves a deployment."""
+STAGE_STATE_FAILED: StageState.ValueType  # 4
+"""Its deployment has failed, or lost a neighbour, and refuses frames; load again."""
 Global___StageState: _TypeAlias = StageState  # noqa: Y015
 
 @_typing.final

@@ -171,3 +171,10 @@ async def test_a_signal_drains_a_process(number: signal.Signals) -> None:
     output, _ = await process.communicate()
     assert output.decode().endswith("drained\n")
     assert process.returncode == 0
+
+
+async def test_a_port_that_does_not_exist_is_refused() -> None:
+    """A port over 65535 is an error; the system would quietly take another one."""
+    with pytest.raises(InvalidInputError, match="up to 65535"):
+        async with serving("127.0.0.1:70000", lambda _: None, []):
+            pass

@@ -128,6 +128,14 @@ async def test_memory_that_is_short_is_named_in_bytes() -> None:
     assert caught.value.metadata == {"short_bytes": "1234567"}
 
 
+@pytest.mark.parametrize("text", ["x" * 100_000, "\u6f22" * 100_000], ids=["ascii", "cjk"])
+async def test_an_error_that_quotes_a_long_text_keeps_its_code(text: str) -> None:
+    """What an error quotes is cut before it outgrows what a status may be."""
+    async with failing_with(errors.NotFoundError(f"No batch '{text}'.", subject=text)) as stub:
+        with pytest.raises(errors.NotFoundError, match="No batch"), rpc_errors():
+            await stub.GetBatch(pb.GetBatchRequest(), timeout=10)
+
+
 async def test_an_overloaded_peer_says_when_to_try_again() -> None:
     """The delay survives the wire."""
     async with failing_with(errors.OverloadedError("Full.", retry_after_s=0.75)) as stub:

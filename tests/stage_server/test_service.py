@@ -22,7 +22,16 @@ from llmpq.errors import (
     PreconditionError,
     UnavailableError,
 )
-from llmpq.frames import SERVICE_NAME, DataType, Frame, FrameOutput, decode_frame, encode_ack, encode_frame
+from llmpq.frames import (
+    SERVICE_NAME,
+    DataType,
+    Frame,
+    FrameOutput,
+    Sampling,
+    decode_frame,
+    encode_ack,
+    encode_frame,
+)
 from llmpq.model import read_shape
 from llmpq.rpc import open_channel, rpc_errors, serving
 from llmpq.rpc.data_plane import ForwardStream, add_forward_handler
@@ -226,6 +235,12 @@ async def test_generated_stub_can_send_frames(save_model: SaveModel) -> None:
         ({"slots": [0, 1, 9]}, InvalidInputError, "slots"),
         ({"slots": [0, 0, 1]}, InvalidInputError, "distinct"),
         ({"starts": [30, 0, 0]}, InvalidInputError, "over the 32"),
+        ({"starts": [3, 0, 0]}, InvalidInputError, "behind the tokens"),
+        ({"phase": Phase.DECODE}, InvalidInputError, "one row a sequence"),
+        ({"sampling": [Sampling(temperature=float("nan"))] * 3}, InvalidInputError, "temperature"),
+        ({"sampling": [Sampling(temperature=-1.0)] * 3}, InvalidInputError, "temperature"),
+        ({"sampling": [Sampling(temperature=1.0, top_p=-1.0)] * 3}, InvalidInputError, "top_p"),
+        ({"output": FrameOutput.SCORES, "emits": [], "targets": [-7] * 12}, InvalidInputError, "targets"),
         ({"payload": np.full(13, VOCABULARY, "<i4").tobytes()}, InvalidInputError, "token ids"),
         ({"data_type": DataType.FLOAT32}, InvalidInputError, "int32"),
     ],
@@ -265,14 +280,16 @@ async def test_frame_to_an_empty_stage_is_refused() -> None:
 
 
 async def test_unreachable_next_stage_ends_the_stream(save_model: SaveModel) -> None:
-    """A stage whose next one is gone fails its own stream, so that the coordinator learns of it."""
+    """A stage whose next one is gone fails its own stream, so that the coordinator learns of it, and says so itself."""
     directory, _ = save_model("opt")
-    async with stage_server() as (address, _):
+    async with stage_server() as (address, _), open_channel(address) as channel:
         await load(address, load_request(directory, "127.0.0.1:1"))
         async with ForwardStream(address) as stream:
             await stream.send(encode_frame(token_frame(0, Phase.PREFILL, PROMPTS, (0, 0, 0))))
             with pytest.raises(UnavailableError):
                 await stream.watch()
+        stub = stage_service_pb2_grpc.StageServiceStub(channel)
+        assert (await stub.GetStage(pb.GetStageRequest())).state == pb.STAGE_STATE_FAILED
 
 
 async def test_load_reports_progress_and_measured_memory(save_model: SaveModel) -> None:
@@ -313,6 +330,9 @@ async def test_same_weights_are_kept_and_other_weights_replaced(save_model: Save
         ({"model": "/nowhere"}, NotFoundError, "/nowhere"),
         ({"first_layer": 2}, InvalidInputError, "layers of a model of 3"),
         ({"num_slots": 0}, InvalidInputError, "num_slots"),
+        ({"num_stages": 2}, InvalidInputError, "the first stage, and no other"),
+        ({"deployment_id": ""}, InvalidInputError, "deployment_id"),
+        ({"next_address": "garbage"}, InvalidInputError, "next_address"),
         ({"max_sequence_tokens": 4096}, InvalidInputError, "context of 128"),
         ({"num_slots": 10**6}, DoesNotFitError, "stage-under-test"),
     ],
