@@ -11,7 +11,7 @@ stages:
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import yaml
 
+from llmpq.address import split_address
 from llmpq.errors import InvalidInputError, NotFoundError
 from llmpq.units import parse_bytes
 
@@ -67,14 +68,15 @@ def read_cluster_file(path: Path) -> ClusterSpec:
 
     Raises:
         NotFoundError: There is no such file.
-        InvalidInputError: Not YAML, an unknown key, a missing or double name, or a value that makes no sense.
+        InvalidInputError: Not YAML, an unknown or repeated key, a missing or double name, or a value that makes no
+            sense.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8-sig"), _UniqueKeyLoader)  # noqa: S506 it is a SafeLoader
     except FileNotFoundError as error:
         raise NotFoundError(f"No cluster file at '{path}'.", subject=str(path)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{path} is not YAML: {error}", subject=str(path)) from error
+        raise InvalidInputError(f"{path} is not YAML: {_in_one_line(error)}.", subject=str(path)) from error
     return _Reader(path).cluster(document)
 
 
@@ -96,6 +98,24 @@ def _share(cores: list[int], stage: int, num_stages: int) -> tuple[int, ...]:
     return tuple(cores[stage * len(cores) // num_stages : (stage + 1) * len(cores) // num_stages])
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a mapping with a repeated key, of which PyYAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 PyYAML's signature
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' is repeated", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _in_one_line(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem}, in line {error.problem_mark.line + 1}"
+    return " ".join(str(error).split())
+
+
 @dataclass(frozen=True)
 class _Reader:
     path: Path
@@ -111,19 +131,22 @@ class _Reader:
         if doubles:
             raise self._invalid("stages", f"two stages are named '{doubles[0]}'")
         listen = self._text(values, "listen", "listen") or ClusterSpec.listen
+        split_address(listen, f"{self.path}: listen")
         state = self._text(values, "state", "state")
         return ClusterSpec(stages, listen, self.path.parent / state if state else None)
 
     def stage(self, entry: Any, where: str) -> StageSpec:
         values = self._mapping(entry, where, {"name", "device", "cpu_class", "cores", "memory_budget"})
         name = self._text(values, "name", f"{where}.name")
-        if not name:
+        if not name.strip():
             raise self._invalid(f"{where}.name", "every stage needs a name")
+        if name.startswith("-"):
+            raise self._invalid(f"{where}.name", f"'{name}' begins with '-', as flags do")
         cpu_class = self._text(values, "cpu_class", f"{where}.cpu_class")
         if cpu_class and cpu_class not in CPU_CLASSES:
             raise self._invalid(f"{where}.cpu_class", f"'{cpu_class}' is not one of {', '.join(CPU_CLASSES)}")
         cores = values.get("cores", [])
-        if not isinstance(cores, list) or not all(isinstance(core, int) and core >= 0 for core in cores):
+        if not isinstance(cores, list) or not all(type(core) is int and core >= 0 for core in cores):
             raise self._invalid(f"{where}.cores", "expected a list of core numbers, such as [0, 1]")
         return StageSpec(
             name,
@@ -139,7 +162,7 @@ class _Reader:
         try:
             return parse_bytes(str(value))
         except InvalidInputError as error:
-            raise self._invalid(where, error.message) from error
+            raise self._invalid(where, error.message.removesuffix(".")) from error
 
     def _text(self, values: Mapping[str, Any], key: str, where: str) -> str:
         value = values.get(key, "")

@@ -65,6 +65,13 @@ def test_the_shortest_cluster_file_is_one_name(tmp_path: Path) -> None:
         ("stages: [{name: a, cores: [-1]}]", r"stages\[0\]\.cores: expected a list of core numbers"),
         ("stages: [{name: a, cpu_class: mmx}]", r"stages\[0\]\.cpu_class: 'mmx' is not one of avx512, avx2, sse4"),
         ("{listen: 50051, stages: [{name: a}]}", "listen: expected text, got 50051"),
+        ("{listen: 'a:99999', stages: [{name: a}]}", "listen: 'a:99999' is no address; expected HOST:PORT"),
+        ("{listen: 'a:-1', stages: [{name: a}]}", "listen: 'a:-1' is no address; expected HOST:PORT"),
+        ("stages: [{name: a, cores: [true]}]", r"stages\[0\]\.cores: expected a list of core numbers"),
+        ("stages: [{name: ' '}]", r"stages\[0\]\.name: every stage needs a name"),
+        ("stages: [{name: -a}]", r"stages\[0\]\.name: '-a' begins with '-'"),
+        ("stages:\n- name: a\n  name: b", "is not YAML: the key 'name' is repeated, in line 3"),
+        ("{stages: [{name: a}], stages: [{name: b}]}", "is not YAML: the key 'stages' is repeated, in line 1"),
     ],
 )
 def test_a_mistake_is_named_by_file_and_place(tmp_path: Path, text: str, problem: str) -> None:
@@ -73,6 +80,9 @@ def test_a_mistake_is_named_by_file_and_place(tmp_path: Path, text: str, problem
     with pytest.raises(InvalidInputError, match=problem) as refused:
         read_cluster_file(path)
     assert str(path) in refused.value.message
+    assert refused.value.message.endswith(".")
+    assert not refused.value.message.endswith("..")
+    assert "\n" not in refused.value.message
 
 
 def test_a_file_that_is_not_there_is_not_found(tmp_path: Path) -> None:
