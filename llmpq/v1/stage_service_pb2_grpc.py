@@ -110,7 +110,9 @@ class StageServiceServicer:
 
         Errors:
         - NOT_FOUND: no such model on this host, or a tensor is missing (the message names it).
-        - INVALID_ARGUMENT: layers out of range, an unknown scheme, or a family that is not known.
+        - INVALID_ARGUMENT: layers out of range or not those of the stage's place in the pipeline, an unknown scheme or
+        group size, no deployment_id, an address that is none, files that are damaged (the message names the file or
+        tensor), or a family that is not known.
         - FAILED_PRECONDITION: the device cannot run a scheme, or the slice does not fit (PreconditionFailure names the
         device and the bytes it is short). Plan again.
         """
