@@ -246,10 +246,11 @@ def _lines(requests: Path | Iterable[str | Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _lines_of_file(path: Path) -> Iterator[str]:
+    """Lines of a UTF-8 file, without the byte-order mark that some editors begin it with."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield line.decode().rstrip("\r\n")
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise InvalidInputError(f"{path}, line {number}: not UTF-8.", subject=f"line {number}") from error
 

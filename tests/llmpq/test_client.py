@@ -64,10 +64,10 @@ async def test_every_submission_has_its_own_request_id(coordinator: FakeCoordina
 
 
 async def test_a_file_is_sent_line_by_line_with_its_line_numbers(coordinator: FakeCoordinator, tmp_path: Path) -> None:
-    """Blank lines count, a malformed line is answered as an error that names its number."""
+    """Blank lines count, a malformed line is answered as an error that names its number; a byte-order mark is none."""
     path = tmp_path / "in.jsonl"
     good = json.dumps(next(requests(1)))
-    path.write_bytes(f"{good}\r\n\nnot json\n".encode())
+    path.write_bytes(f"{good}\r\n\nnot json\n".encode("utf-8-sig"))
     async with Client(coordinator.address) as client:
         batch = await client.submit(path)
         results = [result async for result in client.results(batch.batch_id)]
