@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmpq.client import Client
 from llmpq.cluster_file import ClusterSpec, StageSpec
-from llmpq.errors import UnavailableError
+from llmpq.errors import InvalidInputError, UnavailableError
 from llmpq.mesh_process import START_S, LogSink, MeshProcess
 
 #: Pause before a process that died is started again.
@@ -31,6 +31,7 @@ async def local_mesh(
         restarts: Start a process that dies again, at the same address, rather than ending the block.
 
     Raises:
+        InvalidInputError: The state directory cannot be made.
         UnavailableError: A process did not start, or died; quotes the end of its log.
     """
     processes: list[MeshProcess] = []
@@ -78,6 +79,11 @@ def stage_flags(stage: StageSpec) -> tuple[str, ...]:
 @contextmanager
 def _state_directory(cluster: ClusterSpec) -> Iterator[Path]:
     if cluster.state:
+        try:
+            cluster.state.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"Cannot make the state directory '{cluster.state}': {error.strerror}."
+            raise InvalidInputError(message, subject="state") from error
         yield cluster.state
         return
     with tempfile.TemporaryDirectory(prefix="llmpq-") as directory:

@@ -79,9 +79,21 @@ def _tokenize(model: str, text: Path) -> list[int]:
     from transformers.utils import logging  # noqa: PLC0415
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it warns that the text is longer than the context, which is the point
-    tokenizer = AutoTokenizer.from_pretrained(**ModelFiles.locate(model).from_pretrained)
-    token_ids: list[int] = tokenizer(text.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
+    files = ModelFiles.locate(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**files.from_pretrained)
+    except (OSError, ValueError, KeyError) as error:
+        place = f"a vocabulary in {files.gguf}" if files.gguf else "tokenizer.json or tokenizer.model in the directory"
+        raise InvalidInputError(f"No tokenizer of the model at '{model}': expected {place}.", subject=model) from error
+    token_ids: list[int] = tokenizer(_content(text), add_special_tokens=False)["input_ids"]
     return token_ids
+
+
+def _content(text: Path) -> str:
+    try:
+        return text.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{text}: not UTF-8, at byte {error.start:,}.", subject=str(text)) from error
 
 
 def _windows(token_ids: Sequence[int], window: int) -> list[Sequence[int]]:

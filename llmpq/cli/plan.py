@@ -10,8 +10,9 @@ import typer
 from llmpq.batch import PreviewedPlan
 from llmpq.cli import options
 from llmpq.cli.connection import MeshChoice, model_path
+from llmpq.cli.progress import StatusLines
 from llmpq.cli.tables import plan_table
-from llmpq.cli.terminal import complain, note, print_json, stdout
+from llmpq.cli.terminal import complain, print_json, stdout
 from llmpq.plan import LengthBucket, PlanOptions
 
 #: What `--strategy all` compares.
@@ -93,5 +94,5 @@ async def _preview(
             [workload],
             plan_options=plan_options,
             strategies=strategies,
-            on_status=note,
+            on_status=StatusLines().say,
         )

@@ -1,5 +1,6 @@
-"""Progress of a batch: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""Progress: a bar on a terminal, a plain line every few seconds elsewhere."""
 
+import re
 import time
 from typing import Self
 
@@ -8,8 +9,28 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from llmpq.batch import Batch, BatchState
 from llmpq.cli.terminal import note, stderr
 
-#: Pause between plain lines, unless there is something new to say.
+#: Pause between plain lines about things that were told of already.
 _LINE_EVERY_S = 5.0
+_COUNT = re.compile(r"(: \d.*)?\.?$")
+
+
+class StatusLines:
+    """Prints sentences on standard error: each new topic at once, all others every few seconds.
+
+    The topic is what stands before the count of `Measuring device fast: 12 of 71 points.`
+    """
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+        self._next_line_at = 0.0
+
+    def say(self, sentence: str) -> None:
+        """Prints a sentence if it is time, or if it is about something new."""
+        topic, now = _COUNT.sub("", sentence), time.monotonic()
+        if topic not in self._told or now >= self._next_line_at:
+            note(sentence)
+            self._told.add(topic)
+            self._next_line_at = now + _LINE_EVERY_S
 
 
 class BatchProgress:
@@ -26,8 +47,7 @@ class BatchProgress:
         )
         self._task = self._bar.add_task("queued", total=None, detail="")
         self._running_since: tuple[float, int] | None = None  # clock, tokens
-        self._said: tuple[BatchState, str] | None = None
-        self._next_line_at = 0.0
+        self._lines = StatusLines()
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -44,9 +64,8 @@ class BatchProgress:
         done, total, detail = self._describe(batch, now)
         if stderr.is_terminal:
             self._bar.update(self._task, description=batch.state.label, completed=done, total=total, detail=detail)
-        elif (batch.state, batch.status_message) != self._said or now >= self._next_line_at:
-            note(f"{batch.state.label}: {detail}" if detail else batch.state.label)
-            self._said, self._next_line_at = (batch.state, batch.status_message), now + _LINE_EVERY_S
+        else:
+            self._lines.say(f"{batch.state.label}: {detail}" if detail else batch.state.label)
 
     def _describe(self, batch: Batch, now: float) -> tuple[int, int | None, str]:
         """Steps done, steps in all (None if unknown), and the sentence beside them."""

@@ -51,7 +51,7 @@ def run_batch(
       llmpq run-batch -i in.jsonl -o out.jsonl --coordinator host:50051
 
     [bold]Exit status[/bold]: 0 if the batch was completed, even if single lines
-    failed; 1 if it was not; 2 for wrong usage.
+    failed; 1 if it was not, or if every line failed; 2 for wrong usage.
 
     [bold]JSON keys[/bold]: batch_id, state, status_message, model, requests_total,
     requests_completed, requests_failed, prompt_tokens, generated_tokens, wall_s
@@ -75,7 +75,7 @@ def run_batch(
 
 
 def report(batch: Batch, files: ResultFiles, *, as_json: bool) -> None:
-    """Says what became of a batch and where its answers are; exits with 1 if it was not completed."""
+    """Says what became of a batch and where its answers are; exits with 1 if there are none or it did not complete."""
     errors = str(files.errors) if files.num_errors else None
     if as_json:
         print_json(batch_report(batch) | {"output": str(files.output), "errors": errors})
@@ -89,6 +89,7 @@ def report(batch: Batch, files: ResultFiles, *, as_json: bool) -> None:
         note(f"{files.num_errors} request(s) failed; see {errors}")
     if batch.state is not BatchState.COMPLETED:
         note(f"Batch {batch.batch_id} {batch.state.label}: {batch.status_message}")
+    if batch.state is not BatchState.COMPLETED or batch.requests_failed == batch.requests_total:
         raise typer.Exit(1)
 
 

@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import typer
 from fake_coordinator import PLAN, FakeCoordinator
 
-from llmpq.cli import main
+from llmpq.cli import main, progress
 from llmpq.cli.app import app
 from llmpq.v1 import coordinator_service_pb2 as pb
 
@@ -124,6 +125,22 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     assert "\x1b" not in outcome.out + outcome.err
 
 
+def test_counting_does_not_flood_the_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each topic is told of at once, its count every five seconds, though two devices are measured by turns."""
+    clock = iter(range(142))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock) / 10))
+    lines = progress.StatusLines()
+    for count in range(71):
+        for device in ("fast", "slow"):
+            lines.say(f"Measuring device {device}: {count} of 71 points." if count else f"Measuring device {device}.")
+    assert capsys.readouterr().err.splitlines() == [
+        "Measuring device fast.",
+        "Measuring device slow.",
+        "Measuring device slow: 25 of 71 points.",
+        "Measuring device slow: 50 of 71 points.",
+    ]
+
+
 def test_lines_that_fail_go_to_an_error_file_and_do_not_fail_the_batch(
     terminal: Terminal, address: str, prompts: Path, tmp_path: Path
 ) -> None:
@@ -139,6 +156,17 @@ def test_lines_that_fail_go_to_an_error_file_and_do_not_fail_the_batch(
     prompts.write_text(good)
     terminal.run("run-batch", "-i", prompts, "-o", output, "--coordinator", address)
     assert not errors.exists()
+
+
+def test_a_batch_of_which_every_line_failed_exits_with_1(
+    terminal: Terminal, address: str, prompts: Path, tmp_path: Path
+) -> None:
+    """A script that asks for the status learns that there are no answers; the error file and the document are there."""
+    prompts.write_text("not json\nnor this\n")
+    outcome = terminal.run("run-batch", "-i", prompts, "-o", tmp_path / "o.jsonl", "--coordinator", address, "--json")
+    assert outcome.status == 1
+    assert json.loads(outcome.out)["state"] == "completed"
+    assert "2 request(s) failed; see" in outcome.err
 
 
 def test_a_batch_that_could_not_be_run_exits_with_1(
@@ -248,16 +276,24 @@ def test_errors_are_one_line_without_a_traceback(terminal: Terminal, address: st
     output = tmp_path / "missing" / "o.jsonl"
     prompts = tmp_path / "in.jsonl"
     prompts.write_text("{}\n")
+    cluster_file, latin, bare_model = tmp_path / "cluster.yaml", tmp_path / "latin.txt", tmp_path / "model"
+    cluster_file.write_text("state: in.jsonl\nstages: [{name: a}]\n")
+    latin.write_bytes("café".encode("latin-1"))
+    bare_model.mkdir()
+    (bare_model / "config.json").write_bytes((STORIES / "config.json").read_bytes())
     cases = [
         (("status", "batch-9", "--coordinator", address), "There is no batch 'batch-9'."),
         (("cancel", "batch-9", "--coordinator", "127.0.0.1:1"), "127.0.0.1:1"),
         (("run-batch", "-i", prompts, "-o", output, "--coordinator", address), "missing"),
         (("up", tmp_path / "none.yaml"), "No cluster file"),
+        (("up", cluster_file), f"Cannot make the state directory '{prompts}': File exists."),
+        (("eval", "ppl", "--model", STORIES, "--text", latin), f"{latin}: not UTF-8, at byte 3."),
+        (("eval", "ppl", "--model", bare_model, "--text", prompts), f"'{bare_model}': expected tokenizer.json or"),
     ]
     for arguments, named in cases:
         outcome = terminal.run(*arguments)
         assert outcome.status == 1
-        assert outcome.err.startswith("error: ")
+        assert outcome.err.splitlines()[-1].startswith("error: ")
         assert named in outcome.err
         assert "Traceback" not in outcome.err
         assert outcome.out == ""
