@@ -231,8 +231,14 @@ class _TextPart(BaseModel):
 
 
 def _parse_object(text: str) -> dict[str, Any]:
+    """The object in a line. JSON can escape what no UTF-8 text can hold, and what is stored and sent is UTF-8."""
     try:
         value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        message = f"The line has text that is not Unicode: {error.object[error.start]!a} is half of a surrogate pair."
+        raise LineError("invalid_json_line", message) from error
     except (ValueError, RecursionError) as error:
         raise LineError("invalid_json_line", f"The line is not JSON: {error}.") from error
     if not isinstance(value, dict):

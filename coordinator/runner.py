@@ -1,6 +1,7 @@
 """Runs the batches of the job store, the oldest first, one at a time."""
 
 import asyncio
+import sqlite3
 from collections.abc import Sequence
 from typing import Never
 
@@ -15,6 +16,8 @@ from llmpq.batch import Batch, BatchState
 from llmpq.errors import MeshError
 
 log = structlog.get_logger(__name__)
+
+_UNSTORABLE = LineError("batch_failed", "The reason could not be stored; the coordinator's log has it.")
 
 
 class Runner:
@@ -87,10 +90,21 @@ class Runner:
         await self._end(batch_id, BatchState.FAILED, message, error)
 
     async def _end(self, batch_id: str, state: BatchState, message: str, error: LineError) -> None:
-        """Puts a batch into a final state; lines without an answer get `error`."""
+        """Puts a batch into a final state; lines without an answer get `error`.
+
+        Raises:
+            sqlite3.Error: The job store is broken.
+        """
         lines = await self._store.unanswered_lines(batch_id)
-        answers = await asyncio.to_thread(_error_answers, lines, error)
-        await self._store.end_batch(batch_id, state, message, answers)
+        try:
+            answers = await asyncio.to_thread(_error_answers, lines, error)
+            await self._store.end_batch(batch_id, state, message, answers)
+        except sqlite3.Error:
+            raise
+        except Exception:  # a batch whose own text cannot be stored must end all the same, or no other ever runs
+            log.exception("batch.ended_without_its_text", batch=batch_id)
+            anonymous = [error_answer(line_number, "", _UNSTORABLE) for line_number, _ in lines]
+            await self._store.end_batch(batch_id, state, _UNSTORABLE.message, anonymous)
 
     async def _stop(self) -> None:
         if self._running:

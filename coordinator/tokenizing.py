@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig
 
 from coordinator.openai_requests import LineError, ParsedLine
@@ -99,7 +98,7 @@ class ModelTokenizer:
             raise LineError("no_chat_template", message, "body.messages")
         try:
             text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        except TemplateError as error:
+        except Exception as error:  # a template is a program of the model's author: it raises what it likes
             message = f"body.messages: the model's chat template refuses them: {error}."
             raise LineError("invalid_value", message, "body.messages") from error
         tokens: Sequence[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has them

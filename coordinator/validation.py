@@ -44,6 +44,9 @@ def validate(
             validated.requests.append(tokenizer.request(line, line_number, options.default_max_tokens))
         except LineError as error:
             validated.errors.append(error_answer(line_number, custom_id, error))
+        except Exception as error:  # noqa: BLE001 a tokenizer that one line upsets must not fail the others
+            message = f"The model's tokenizer cannot read the line: {type(error).__name__}."
+            validated.errors.append(error_answer(line_number, custom_id, LineError("invalid_value", message)))
     return validated
 
 

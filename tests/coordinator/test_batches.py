@@ -387,6 +387,22 @@ async def test_a_stage_without_the_model_fails_the_batch(bench: Bench) -> None:
     assert len(bench.planner.problems) == 1
 
 
+async def test_a_batch_whose_end_cannot_be_stored_ends(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the text of a batch's errors cannot be written, it ends without that text, and the next batch runs."""
+    async with bench.running(lease_ttl_s=0.3):
+        stage = await bench.add_stage("a")
+        stage.load_error = NotFoundError("No model here.", subject="model")
+        monkeypatch.setattr("coordinator.runner.custom_id_of", lambda _: "x\ud800")
+        batch, results = await bench.run(RAGGED[:3])
+        stage.load_error = None
+        after, _ = await bench.run(RAGGED[:3])
+
+    assert batch.state is BatchState.FAILED
+    assert "could not be stored" in batch.status_message
+    assert [result.is_error for result in results] == [True] * 3
+    assert after.state is BatchState.COMPLETED
+
+
 async def test_a_plan_that_never_fits_fails_a_new_batch(bench: Bench) -> None:
     """A new batch for which there is no feasible plan fails with the planner's reason once nobody else has joined."""
     bench.planner.min_devices = 2

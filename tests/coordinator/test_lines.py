@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from mesh import completion
 
 from coordinator.openai_answers import generation_answer, scoring_answer
+from coordinator.openai_requests import model_of
 from coordinator.requests import Endpoint, FinishReason, Request
 from coordinator.tokenizing import ModelTokenizer
 from coordinator.validation import ValidatedLines, validate
@@ -31,7 +33,10 @@ def chat_tokenizer(opt_bytes: str, tmp_path_factory: pytest.TempPathFactory) -> 
     """The same with a chat template that refuses what says `refuse`."""
     model = tmp_path_factory.mktemp("chat") / "model"
     shutil.copytree(opt_bytes, model)
-    refusal = "{% if messages[0].content == 'refuse' %}{{ raise_exception('not that') }}{% endif %}"
+    refusal = (
+        "{% if messages[0].content == 'refuse' %}{{ raise_exception('not that') }}{% endif %}"
+        "{% if messages[0].content == 'add' %}{{ 1 + 'not a number' }}{% endif %}"
+    )
     Path(model / "chat_template.jinja").write_text(refusal + TEMPLATE)
     return ModelTokenizer.load(str(model))
 
@@ -283,6 +288,47 @@ def test_chat_needs_a_template(tokenizer: ModelTokenizer) -> None:
 def test_what_a_template_refuses_is_an_error_of_the_line(chat_tokenizer: ModelTokenizer) -> None:
     """An exception that the template raises reaches the line's author."""
     assert "not that" in _error(chat_tokenizer, _chat(USER | {"content": "refuse"}))["message"]
+    assert "unsupported operand" in _error(chat_tokenizer, _chat(USER | {"content": "add"}))["message"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        r'{"custom_id": "x\ud800", "method": "POST", "url": "/v1/completions", "body": {"prompt": "a"}}',
+        r'{"custom_id": "x", "method": "POST", "url": "/v1/completions", "body": {"prompt": "a", "\ud800": 1}}',
+        r'{"custom_id": "x", "method": "POST", "url": "/v1/completions", "body": {"prompt": "Once \uDBFF"}}',
+    ],
+)
+def test_half_a_surrogate_pair_is_an_error_of_the_line(tokenizer: ModelTokenizer, line: str) -> None:
+    """Text that UTF-8 cannot hold is refused before it is stored or sent, and nothing of the line is repeated."""
+    validated = _validate(tokenizer, line)
+
+    (answer,) = validated.errors
+    assert json.loads(answer.json)["error"]["code"] == "invalid_json_line"
+    assert (answer.custom_id, model_of(line)) == ("", "")
+    assert answer.json.encode()
+
+
+def test_a_whole_surrogate_pair_is_a_character(tokenizer: ModelTokenizer) -> None:
+    """JSON escapes a character beyond the basic plane as two halves, and that is as good as the character."""
+    line = json.dumps(completion("a", "\U0001f600", 1))
+
+    assert r"\ud83d\ude00" in line
+    assert tokenizer.decode(_request(tokenizer, line).prompt) == "\U0001f600"
+
+
+def test_a_tokenizer_that_fails_on_a_line_fails_no_other(tokenizer: ModelTokenizer) -> None:
+    """Whatever the tokenizer raises for a line is the error of that line."""
+
+    def picky(text: str, **options: Any) -> Any:
+        if text == "bad":
+            raise RuntimeError("upset")
+        return tokenizer.tokenizer(text, **options)
+
+    validated = _validate(replace(tokenizer, tokenizer=picky), completion("a", "bad", 1), completion("b", "good", 1))
+
+    assert [request.custom_id for request in validated.requests] == ["b"]
+    assert "RuntimeError" in json.loads(validated.errors[0].json)["error"]["message"]
 
 
 def test_a_batch_runs_one_model(tokenizer: ModelTokenizer) -> None:
