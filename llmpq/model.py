@@ -1,7 +1,8 @@
 """The dimensions of a model, and where its files are."""
 
 import hashlib
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,10 +68,11 @@ class ModelFiles:
             NotFoundError: There is neither a directory with a `config.json` nor a .gguf file.
         """
         path = Path(model)
-        if path.is_file() and path.suffix == ".gguf":
-            return cls(path.parent, path.name)
-        if (path / "config.json").is_file():
-            return cls(path, None)
+        with suppress(OSError, ValueError):  # a name that no file can have
+            if path.is_file() and path.suffix == ".gguf":
+                return cls(path.parent, path.name)
+            if (path / "config.json").is_file():
+                return cls(path, None)
         raise NotFoundError(
             f"No model at '{model}': expected a directory with config.json and *.safetensors, or a .gguf file.",
             reason="MODEL_NOT_FOUND",
@@ -99,7 +101,7 @@ def read_config(model: str) -> "PretrainedConfig":
 
     Raises:
         NotFoundError: No such model.
-        InvalidInputError: A family that no stage server can run; the message lists those that can be.
+        InvalidInputError: Damaged files, or a family that no stage server can run; the message lists those that can be.
     """
     files = ModelFiles.locate(model)
     return _read_config(model, files, files.fingerprint)
@@ -112,16 +114,25 @@ def _read_config(model: str, files: ModelFiles, fingerprint: str) -> "Pretrained
 
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(**files.from_pretrained)
-    except (ValueError, KeyError, OSError) as error:
-        raise _unknown_family(model, str(error).splitlines()[0]) from error
+    except Exception as error:  # a damaged file makes the parsers below raise anything
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise _unknown_family(model, f"its configuration cannot be read ({why})") from error
     if config.model_type not in KNOWN_FAMILIES:
         raise _unknown_family(model, f"its family is '{config.model_type}'")
     return config
 
 
 def read_shape(model: str) -> ModelShape:
-    """Reads a model's dimensions; raises as `read_config`."""
-    return shape_of(read_config(model))
+    """Reads a model's dimensions; raises as `read_config`, also for dimensions that no model can have."""
+    shape = shape_of(read_config(model))
+    counts = {
+        field: value for field, value in asdict(shape).items() if type(value) is int and field != "learned_positions"
+    }
+    absurd = [field for field, value in counts.items() if value < 1]
+    if absurd or shape.num_heads % shape.num_kv_heads or shape.hidden_size % shape.num_heads:
+        wrong = f"{absurd[0]} is {counts[absurd[0]]}" if absurd else "hidden size and numbers of heads do not divide"
+        raise InvalidInputError(f"The configuration of the model at '{model}' is wrong: {wrong}.", subject="model")
+    return shape
 
 
 def shape_of(config: "PretrainedConfig") -> ModelShape:

@@ -1,16 +1,20 @@
 """Model files, read one tensor at a time under their Hugging Face names."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from gguf import MODEL_ARCH, GGUFReader, get_tensor_name_map
 from gguf.quants import dequantize
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from llmpq.errors import InvalidInputError, NotFoundError
+from llmpq.messages import from_fields
 from llmpq.model import ModelFiles
 
 
@@ -51,7 +55,7 @@ class SafetensorsCheckpoint:
         """See Checkpoint."""
         if name not in self._file_of:
             raise _missing(name, self._directory)
-        with safe_open(self._directory / self._file_of[name], framework="pt") as file:
+        with _opened(self._directory / self._file_of[name]) as file:
             tensor: torch.Tensor = file.get_tensor(name)
             return tensor
 
@@ -61,7 +65,10 @@ class GgufCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        reader = GGUFReader(path)
+        try:
+            reader = GGUFReader(path)
+        except Exception as error:  # a damaged file makes the parser raise anything
+            raise _damaged(path, error) from error
         architecture = str(_field(reader, "general.architecture"))
         if architecture != "llama":
             raise InvalidInputError(
@@ -104,8 +111,10 @@ def _interleaved_to_halves(weight: torch.Tensor, num_heads: int) -> torch.Tensor
 def _index(directory: Path) -> dict[str, str]:
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        return weight_map
+        try:
+            return from_fields(_ShardIndex, json.loads(index.read_text())).weight_map
+        except (ValueError, InvalidInputError) as error:
+            raise _damaged(index, error) from error
     path = directory / "model.safetensors"
     if not path.is_file():
         raise NotFoundError(
@@ -113,8 +122,31 @@ def _index(directory: Path) -> dict[str, str]:
             reason="WEIGHTS_NOT_FOUND",
             subject=str(directory),
         )
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         return dict.fromkeys(file.keys(), path.name)
+
+
+@dataclass(frozen=True)
+class _ShardIndex:
+    """`model.safetensors.index.json`: the file of each tensor."""
+
+    weight_map: dict[str, str]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, open for the length of the block."""
+    if not path.is_file():
+        raise NotFoundError(f"File '{path}' is missing.", reason="WEIGHTS_NOT_FOUND", subject=str(path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> InvalidInputError:
+    return InvalidInputError(f"File '{path}' is damaged: {error}.", reason="DAMAGED_FILE", subject=str(path))
 
 
 def _field(reader: GGUFReader, key: str, default: int | None = None) -> int | str:

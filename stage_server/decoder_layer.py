@@ -1,12 +1,12 @@
 """One decoder layer: the same code for every family, told apart by its spec."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
 from quantizer.linear import QuantizedLinear
+from stage_server.activations import ACTIVATIONS
 from stage_server.attention import Rotary, attend
 from stage_server.families import DecoderSpec
 from stage_server.families.spec import NormKind
@@ -63,7 +63,7 @@ class DecoderLayer:
         self._spec = spec
         self._attention_norm = attention_norm
         self._ffn_norm = ffn_norm
-        self._activation: Callable[[torch.Tensor], torch.Tensor] = _ACTIVATIONS[spec.activation]
+        self._activation = ACTIVATIONS[spec.activation]
 
     @property
     def memory_bytes(self) -> int:
@@ -107,10 +107,3 @@ class DecoderLayer:
             gate, up = projected.chunk(2, dim=-1)
             return self.linears.ffn_out.forward(self._activation(gate) * up)
         return self.linears.ffn_out.forward(self._activation(projected))
-
-
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": functional.silu,
-    "relu": functional.relu,
-    "gelu": functional.gelu,
-}

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from llmpq.model import read_config
+from llmpq.errors import InvalidInputError
+from llmpq.model import read_config, shape_of
 from llmpq.plan import LayerPrecision
 from quantizer.linear import QuantizedLinear, quantize_linear, to_sixteen_bits
 from stage_server import families
@@ -49,26 +50,37 @@ class ModelLoader:
 
     def __init__(self, model: str, device: torch.device, compute_dtype: torch.dtype) -> None:
         self.model = model
-        self.spec: DecoderSpec = families.describe(read_config(model))
+        config = read_config(model)
+        self.spec: DecoderSpec = families.describe(config)
+        self._shape = shape_of(config)
         self._checkpoint: Checkpoint = open_checkpoint(model)
         self._device = device
         self._dtype = compute_dtype
 
     def read_layer(self, index: int) -> SourceLayer:
-        """Reads one layer's tensors; raises NotFoundError naming a tensor that is missing."""
+        """Reads one layer's tensors.
+
+        Raises:
+            NotFoundError: A tensor is missing; names it.
+            InvalidInputError: A tensor is not of the shape that the configuration says, or not finite; names it.
+        """
         names = self.spec.names
-        groups = {
+        roles = {
             "qkv": names.qkv,
             "attention_out": (names.attention_out,),
             "ffn_in": names.ffn_in,
             "ffn_out": (names.ffn_out,),
         }
+        shapes = iter(self._shape.linear_shapes)
         return SourceLayer(
             attention_norm=self._read_norm(names.attention_norm.format(index)),
             ffn_norm=self._read_norm(names.ffn_norm.format(index)),
             linears={
-                role: self._read_stacked([name.format(index) for name in members], has_bias=role in self.spec.biased)
-                for role, members in groups.items()
+                role: self._read_stacked(
+                    {name.format(index): next(shapes) for name in members},
+                    has_bias=role in self.spec.biased,
+                )
+                for role, members in roles.items()
             },
         )
 
@@ -84,10 +96,12 @@ class ModelLoader:
 
     def load_embedding(self) -> Embedding:
         """Loads the embedding in 16 bits."""
-        names = self.spec.names
-        positions = self._checkpoint.tensor(names.position_embedding) if names.position_embedding else None
+        names, shape = self.spec.names, self._shape
+        positions = None
+        if names.position_embedding:
+            positions = self._read(names.position_embedding, shape.learned_positions, shape.hidden_size)
         return Embedding(
-            tokens=self._to_device_16(self._checkpoint.tensor(names.token_embedding)),
+            tokens=self._to_device_16(self._read(names.token_embedding, shape.vocab_size, shape.hidden_size)),
             positions=self._to_device_16(positions) if positions is not None else None,
             position_offset=self.spec.position_offset,
             compute_dtype=self._dtype,
@@ -102,7 +116,8 @@ class ModelLoader:
         if is_tied and embedding is not None:
             weight = embedding.tokens
         else:
-            weight = self._checkpoint.tensor(names.token_embedding if is_tied else head)
+            name = names.token_embedding if is_tied else head
+            weight = self._read(name, self._shape.vocab_size, self._shape.hidden_size)
         projection = self._quantize(SourceLinear(weight, None), _HEAD_PRECISION)
         return Head(norm, projection, is_shared=is_tied and embedding is not None)
 
@@ -115,14 +130,25 @@ class ModelLoader:
             compute_dtype=self._dtype,
         )
 
-    def _read_stacked(self, modules: list[str], *, has_bias: bool) -> SourceLinear:
-        weights = [self._checkpoint.tensor(f"{module}.weight") for module in modules]
-        biases = [self._checkpoint.tensor(f"{module}.bias") for module in modules] if has_bias else []
+    def _read(self, name: str, *dimensions: int) -> torch.Tensor:
+        """A tensor of the checkpoint, of these dimensions."""
+        tensor = self._checkpoint.tensor(name)
+        if tensor.shape != dimensions or not tensor.is_floating_point():
+            found = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+            raise _wrong(name, f"is {found}, but the configuration says floats of shape {dimensions}")
+        if not tensor.isfinite().all():
+            raise _wrong(name, "holds NaN or infinity: the checkpoint is damaged")
+        return tensor
+
+    def _read_stacked(self, shapes: dict[str, tuple[int, int]], *, has_bias: bool) -> SourceLinear:
+        """The weights of these shapes, by module, and their biases, stacked along the output axis."""
+        weights = [self._read(f"{module}.weight", *shape) for module, shape in shapes.items()]
+        biases = [self._read(f"{module}.bias", out) for module, (out, _) in shapes.items()] if has_bias else []
         return SourceLinear(torch.cat(weights), torch.cat(biases) if biases else None)
 
     def _read_norm(self, module: str) -> Norm:
-        weight = self._checkpoint.tensor(f"{module}.weight")
-        bias = self._checkpoint.tensor(f"{module}.bias") if self._checkpoint.has(f"{module}.bias") else None
+        weight = self._read(f"{module}.weight", self._shape.hidden_size)
+        bias = self._read(f"{module}.bias", self._shape.hidden_size) if self._checkpoint.has(f"{module}.bias") else None
         return Norm(
             kind=self.spec.norm_kind,
             weight=self._to_compute(weight),
@@ -136,3 +162,7 @@ class ModelLoader:
     def _to_device_16(self, tensor: torch.Tensor) -> torch.Tensor:
         """16-bit copy; float32 becomes float16 unless it overflows, as in the w16 scheme."""
         return to_sixteen_bits(tensor).to(self._device)
+
+
+def _wrong(name: str, problem: str) -> InvalidInputError:
+    return InvalidInputError(f"Tensor '{name}' {problem}.", reason="BAD_TENSOR", subject=name)

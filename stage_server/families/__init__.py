@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from llmpq.errors import InvalidInputError
+from stage_server.activations import ACTIVATIONS
 from stage_server.families import llama, opt
 from stage_server.families.spec import DecoderSpec
 
@@ -27,4 +28,14 @@ def describe(config: "PretrainedConfig") -> DecoderSpec:
             reason="UNKNOWN_FAMILY",
             subject="model",
         )
-    return _DESCRIBE[config.model_type](config)
+    try:
+        spec = _DESCRIBE[config.model_type](config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _unsupported(f"its configuration is wrong or of an unknown variant ({error!r})") from error
+    if spec.activation not in ACTIVATIONS:
+        raise _unsupported(f"its activation '{spec.activation}' is not among {', '.join(ACTIVATIONS)}")
+    return spec
+
+
+def _unsupported(why: str) -> InvalidInputError:
+    return InvalidInputError(f"Cannot run this model: {why}.", reason="UNSUPPORTED_VARIANT", subject="model")

@@ -9,6 +9,7 @@ from parity_models import SaveModel
 from safetensors.torch import load_file, save_file
 
 from llmpq.errors import InvalidInputError, NotFoundError
+from llmpq.model import read_shape
 from stage_server.checkpoint import open_checkpoint
 from stage_server.loader import ModelLoader
 
@@ -73,3 +74,78 @@ def test_unknown_family_lists_the_known_ones(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidInputError, match="llama, opt"):
         ModelLoader(str(tmp_path), CPU, torch.float32)
+
+
+def with_config(directory: str, **changes: object) -> str:
+    """Changes a saved model's configuration; returns its directory."""
+    path = Path(directory) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return directory
+
+
+def read_all(directory: str) -> None:
+    """Reads a model's dimensions, its embedding and its first layer."""
+    read_shape(directory)
+    loader = ModelLoader(directory, CPU, torch.float32)
+    loader.load_embedding()
+    loader.read_layer(0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"hidden_act": "snake"}, "activation 'snake'"),
+        ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "configuration"),
+        ({"hidden_size": "wide"}, "configuration"),
+        ({"num_attention_heads": 7}, "configuration"),
+        ({"num_hidden_layers": 0}, "num_layers is 0"),
+        ({"intermediate_size": 80}, "mlp.gate_proj.weight"),
+        ({"vocab_size": 7}, "embed_tokens"),
+    ],
+)
+def test_configuration_that_cannot_be_is_refused_by_name(
+    save_model: SaveModel,
+    changes: dict[str, object],
+    says: str,
+) -> None:
+    """A configuration that no model can have, or that is not that of the weights, says what is wrong."""
+    directory = with_config(save_model("llama-gqa-untied")[0], **changes)
+
+    with pytest.raises(InvalidInputError, match=says):
+        read_all(directory)
+
+
+def test_damaged_files_are_named(save_model: SaveModel, tmp_path: Path) -> None:
+    """A file that is cut short, an index without a map, and a shard that is not there are each named."""
+    directory, _ = save_model("opt")
+    path = Path(directory) / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InvalidInputError, match=r"model\.safetensors' is damaged"):
+        open_checkpoint(directory)
+
+    index = Path(directory) / "model.safetensors.index.json"
+    index.write_text("{}")
+    with pytest.raises(InvalidInputError, match=r"index\.json' is damaged"):
+        open_checkpoint(directory)
+    index.write_text(json.dumps({"weight_map": {"x": "absent.safetensors"}}))
+    with pytest.raises(NotFoundError, match=r"absent\.safetensors"):
+        open_checkpoint(directory).tensor("x")
+
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(40))
+    with pytest.raises(InvalidInputError, match=r"broken\.gguf"):
+        read_shape(str(tmp_path / "broken.gguf"))
+    with pytest.raises(NotFoundError):
+        read_shape("x" * 5000)
+
+
+def test_weights_that_are_not_numbers_are_named(save_model: SaveModel) -> None:
+    """A tensor with a NaN is refused by its name."""
+    directory, _ = save_model("opt")
+    path = Path(directory) / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.decoder.layers.2.fc1.weight"][3, 4] = float("nan")
+    save_file(tensors, path)
+
+    with pytest.raises(InvalidInputError, match=r"layers\.2\.fc1\.weight"):
+        ModelLoader(directory, CPU, torch.float32).read_layer(2)
