@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes and times as people write them."""
 
 import re
 
@@ -28,3 +28,8 @@ def format_bytes(size: int) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration for people, with two digits where it is short: 12.3 s, 0.047 s."""
+    return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.1f} s"

@@ -13,6 +13,7 @@ from llmpq.cli.connection import MeshChoice, model_path
 from llmpq.cli.result_files import ResultFiles
 from llmpq.cli.terminal import note, print_json, stdout
 from llmpq.report import batch_report, tokens_per_s
+from llmpq.units import format_seconds
 
 
 def run_batch(
@@ -82,7 +83,8 @@ def report(batch: Batch, files: ResultFiles, *, as_json: bool) -> None:
     else:
         stdout.print(
             f"{batch.requests_completed} of {batch.requests_total} requests answered in {files.output}: "
-            f"{batch.generated_tokens:,} tokens in {batch.running_s:.1f} s, {tokens_per_s(batch):.1f} tokens/s",
+            f"{batch.generated_tokens:,} tokens in {format_seconds(batch.running_s)}, "
+            f"{tokens_per_s(batch):.1f} tokens/s",
             soft_wrap=True,
         )
     if errors:

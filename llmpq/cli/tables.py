@@ -1,25 +1,31 @@
 """Plans, clusters and batches as tables."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
+from rich import box
 from rich.table import Table
 
 from llmpq.batch import Batch, Cluster
 from llmpq.plan import Plan, StageMemory, StagePlan
 from llmpq.report import precision_counts, tokens_per_s
-from llmpq.units import format_bytes
+from llmpq.units import format_bytes, format_seconds
+
+#: Columns that are copied, or of one word: never wrapped.
+_WHOLE = {"device", "address", "batch", "state"}
 
 
 def plan_table(plan: Plan) -> Table:
     """Which device runs which layers at which precision, and what the planner expects of it."""
     estimate = plan.estimate
+    gap = f"at most {estimate.gap:.1%} from optimal, " if estimate.gap else ""
     table = _table(
         f"{plan.strategy}: {plan.num_lanes} lane(s) of {plan.decode_micro_batch} sequences, "
-        f"prefill by {plan.prefill_micro_batch}",
+        f"prefill of {plan.prefill_micro_batch} at a time; times are per micro-batch",
         ("device", "layers", "precisions", "memory used of budget", "prefill ms", "decode ms"),
-        caption=f"expected: {estimate.total_s:.1f} s, {estimate.throughput_tokens_per_s:.1f} tokens/s, "
+        caption=f"expected: {format_seconds(estimate.total_s)}, {estimate.throughput_tokens_per_s:.1f} tokens/s, "
         f"quality loss {estimate.quality_loss:.3f} (w4 on every layer is 1), "
-        f"gap {estimate.gap:.1%}, planned in {estimate.solve_s:.1f} s",
+        f"{gap}planned in {format_seconds(estimate.solve_s)}",
     )
     for stage in plan.stages:
         timings = (f"{stage.prefill_ms:.1f}", f"{stage.decode_ms:.2f}")
@@ -66,31 +72,41 @@ def cluster_table(cluster: Cluster) -> Table:
 
 def batch_table(batches: Iterable[Batch]) -> Table:
     """Batches, one a line."""
-    table = _table("batches", ("batch", "state", "answered", "failed", "tokens", "tokens/s", "model"))
+    table = _table("batches", ("batch", "state", "answered", "tokens", "model"))
     for batch in batches:
+        failed = f", {batch.requests_failed} failed" if batch.requests_failed else ""
+        rate = f", {tokens_per_s(batch):.1f}/s" if batch.running_s else ""
         table.add_row(
             batch.batch_id,
             batch.state.label,
-            f"{batch.requests_completed} of {batch.requests_total}",
-            str(batch.requests_failed),
-            f"{batch.generated_tokens:,}",
-            f"{tokens_per_s(batch):.1f}" if batch.running_s else "",
-            batch.model,
+            f"{batch.requests_completed} of {batch.requests_total}{failed}",
+            f"{batch.generated_tokens:,}{rate}",
+            Path(batch.model).name,
         )
     return table
 
 
 def _table(title: str, columns: Iterable[str], caption: str | None = None) -> Table:
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, no_wrap=index == 0, overflow="fold")  # the first one is a name, to be copied whole
+    table = Table(
+        title=f"\n{title}",
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,  # leaves more of a narrow terminal to the columns
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for column in columns:
+        table.add_column(column, no_wrap=column in _WHOLE, overflow="fold")
     return table
 
 
 def _placement(stage: StagePlan) -> tuple[str, str, str]:
     """Device, layers and precisions: `fast`, `0-17`, `w8 x12, w4 x6`."""
     precisions = ", ".join(f"{scheme} x{count}" for scheme, count in precision_counts(stage.layers).items())
-    return stage.device_id, f"{stage.first_layer}-{stage.end_layer - 1}", precisions
+    last_layer = stage.end_layer - 1
+    layers = f"{stage.first_layer}-{last_layer}" if last_layer > stage.first_layer else str(last_layer)
+    return stage.device_id, layers, precisions
 
 
 def _memory(memory: StageMemory) -> str:

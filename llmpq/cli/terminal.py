@@ -1,16 +1,17 @@
 """Where the command line speaks: documents and tables on standard output, everything else on standard error."""
 
 import json
+import os
 import sys
 from typing import Any
 
 from rich.console import Console
 
-#: Columns of tables where there is no terminal to fit them to.
-_WIDTH = 120
+#: Columns of tables where there is neither a terminal to fit them to nor COLUMNS.
+_WIDTH = None if "COLUMNS" in os.environ else 120
 
-#: NO_COLOR and redirection are respected by rich.
-stdout = Console(width=None if sys.stdout.isatty() else _WIDTH)
+#: NO_COLOR, COLUMNS and redirection are respected by rich. Brackets in names are no markup.
+stdout = Console(width=None if sys.stdout.isatty() else _WIDTH, markup=False)
 stderr = Console(stderr=True, width=None if sys.stderr.isatty() else _WIDTH)
 
 

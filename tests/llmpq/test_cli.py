@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,12 @@ import pytest
 import typer
 from fake_coordinator import PLAN, FakeCoordinator
 
+from llmpq.batch import Batch, BatchState, Cluster, ClusterStage
 from llmpq.cli import main, progress
 from llmpq.cli.app import app
+from llmpq.cli.tables import batch_table, cluster_table, plan_table
+from llmpq.cli.terminal import stdout
+from llmpq.device import DeviceDescription
 from llmpq.v1 import coordinator_service_pb2 as pb
 
 STORIES = Path(__file__).parents[1] / "data" / "stories260K"
@@ -232,6 +237,21 @@ def test_status_shows_cluster_and_batches(
     for text in ("w8 x2, w4 x1", "1.6 kB of 2.0 kB", "12.5 -> 13.8", "3.50 -> 3.15"):
         assert text in table
     assert "1.0 GB" in terminal.run("status").out
+
+
+def test_tables_keep_names_whole_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids, addresses and states can be copied, brackets are no markup, and a single layer is not a range."""
+    batch = Batch("batch_" + "0" * 32, BatchState.COMPLETED, "", "models/stories260K", 4, 3, 1, 8, 32, 0)
+    device = DeviceDescription("cpu", "CPU", "avx512", 16, 10**10, 10**9, ("w16", "w8", "w8a8", "w4", "w3"), 4)
+    member = ClusterStage("[rack]", "192.168.100.100:50051", device, PLAN.hash)
+    monkeypatch.setattr(stdout, "width", 80)
+    with stdout.capture() as captured:
+        stdout.print(batch_table([batch]), cluster_table(Cluster((member,), "127.0.0.1:8")), plan_table(PLAN))
+    shown = captured.get()
+    for text in (batch.batch_id, "completed", "3 of 4,", "[rack]", member.address):
+        assert text in shown
+    assert re.search(r"^slow +3 +w4 x1", shown, re.MULTILINE)
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_plan_compares_strategies(terminal: Terminal, address: str) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from llmpq.errors import InvalidInputError
-from llmpq.units import format_bytes, parse_bytes
+from llmpq.units import format_bytes, format_seconds, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,9 @@ def test_what_is_not_a_positive_size_is_refused_with_an_example(text: str) -> No
 def test_sizes_are_written_for_people(size: int, text: str) -> None:
     """Decimal units, one decimal place."""
     assert format_bytes(size) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (0.0471, "0.047 s"), (1, "1.0 s"), (83.25, "83.2 s")])
+def test_short_times_are_not_rounded_to_nothing(seconds: float, text: str) -> None:
+    """Two digits below a second, one decimal place above."""
+    assert format_seconds(seconds) == text
