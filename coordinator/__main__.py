@@ -14,9 +14,9 @@ from llmpq.log import configure_logging
 
 def main() -> int:
     """Runs the process; returns its exit code."""
-    config = _parse_flags(sys.argv[1:])
-    configure_logging("coordinator", level=config.log_level)
     try:
+        config = _parse_flags(sys.argv[1:])
+        configure_logging("coordinator", level=config.log_level)
         uvloop.run(run(config))
     except MeshError as error:
         print(f"coordinator: {error.message}", file=sys.stderr)  # noqa: T201 the way out of a command
@@ -25,7 +25,7 @@ def main() -> int:
 
 
 def _parse_flags(argv: list[str]) -> CoordinatorConfig:
-    defaults = CoordinatorConfig(planner="", state=Path())
+    defaults = CoordinatorConfig
     parser = argparse.ArgumentParser(prog="python -m coordinator", description=__doc__)
     parser.add_argument("--planner", required=True, metavar="HOST:PORT", help="the planner")
     parser.add_argument("--state", required=True, type=Path, metavar="DIR", help="where jobs and measurements are kept")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from coordinator.openai_requests import model_of
 from coordinator.plan_options import check_plan_options
 from coordinator.store import JobStore
+from coordinator.tokenizing import ModelTokenizer
 from llmpq.batch import Batch, BatchOptions
 from llmpq.errors import InvalidInputError
 from llmpq.model import read_shape
@@ -30,9 +31,9 @@ class Admission:
             The batch, and whether it was there already.
 
         Raises:
-            InvalidInputError: No lines, no model, options out of range, a family that is not known, or a batch too
-                large for the queue.
-            NotFoundError: No such model.
+            InvalidInputError: No lines, no model, options out of range, a family that is not known, a tokenizer that
+                cannot be read, or a batch too large for the queue.
+            NotFoundError: No such model, or it has no tokenizer.
             OverloadedError: The queue is full.
         """
         numbered = {number: text for number, text in enumerate(lines, start=1) if text.strip()}
@@ -42,5 +43,11 @@ class Admission:
         model = options.model or next(filter(None, map(model_of, numbered.values())), "")
         if not model:
             raise InvalidInputError("Neither the options nor a line name a model.", subject="options.model")
-        await asyncio.to_thread(read_shape, model)
+        await asyncio.to_thread(_check_model, model)
         return await self._store.add_batch(options, model, numbered, self._max_queued_requests)
+
+
+def _check_model(model: str) -> None:
+    """Reads all of a model that this process needs, so that a batch that could never run is refused."""
+    read_shape(model)
+    ModelTokenizer.load(model)

@@ -13,7 +13,7 @@ import structlog
 
 from coordinator.changes import Changes
 from llmpq.device import DeviceDescription
-from llmpq.errors import ConflictError, InvalidInputError, UnavailableError
+from llmpq.errors import ConflictError, UnavailableError
 
 log = structlog.get_logger(__name__)
 
@@ -77,10 +77,8 @@ class Cluster:
         has noticed yet.
 
         Raises:
-            InvalidInputError: It names no device or no address.
             ConflictError: Another live stage has that device_id.
         """
-        _check_names(member)
         rival = self._members.get(member.device_id)
         if rival and rival.address != member.address:
             raise ConflictError(
@@ -126,9 +124,3 @@ class Cluster:
             async with asyncio.timeout(grace_s):
                 while not device_ids <= self._members.keys():
                     await self.changes.after(self.changes.version)
-
-
-def _check_names(member: Member) -> None:
-    for name in ("device_id", "address"):
-        if not getattr(member, name):
-            raise InvalidInputError(f"The registration has no {name}.", subject=f"registration.{name}")

@@ -94,6 +94,12 @@ class StageLink:
             async for response in self._stub.LoadStage(to_message(load, stage_pb.LoadStageRequest)):
                 yield from_message(LoadProgress, response)
 
+    async def device_id(self) -> str:
+        """The device that answers."""
+        with rpc_errors(self._peer):
+            response = await self._stub.DescribeDevice(stage_pb.DescribeDeviceRequest(), timeout=_PROBE_DEADLINE_S)
+        return response.device_id
+
     async def plan_hash(self) -> str:
         """The plan that it holds; empty if none."""
         with rpc_errors(self._peer):

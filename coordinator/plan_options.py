@@ -1,8 +1,11 @@
 """Which options of a plan can be followed at all."""
 
 from llmpq.errors import InvalidInputError
-from llmpq.plan import PlanOptions
+from llmpq.plan import STRATEGIES, PlanOptions
 from llmpq.schemes import GROUP_SIZES, SCHEMES
+
+#: Sequences of a micro-batch, and micro-batches in flight, that may be asked for; no device computes as many at once.
+MAX_SEQUENCES = 65_536
 
 
 def check_plan_options(options: PlanOptions) -> None:
@@ -17,10 +20,25 @@ def check_plan_options(options: PlanOptions) -> None:
     if options.effective_group_size not in GROUP_SIZES:
         sizes = ", ".join(map(str, GROUP_SIZES))
         raise _out_of_range("group_size", f"no group size {options.group_size}; there are {sizes}")
+    check_strategy(options.strategy, "plan_options.strategy")
+    for name in ("prefill_micro_batch", "decode_micro_batch", "num_lanes"):
+        if getattr(options, name) > MAX_SEQUENCES:
+            raise _out_of_range(name, f"{getattr(options, name)} is more than {MAX_SEQUENCES:,}")
     for name in ("quality_weight", "quality_budget", "time_limit_s"):
         value = getattr(options, name)
         if value is not None and not 0 <= value < float("inf"):
             raise _out_of_range(name, f"{value} is not a number from 0 up")
+
+
+def check_strategy(name: str, field: str) -> None:
+    """Refuses a strategy that no planner has; empty is the default.
+
+    Raises:
+        InvalidInputError: Names the field and what it may be.
+    """
+    if name and name not in STRATEGIES:
+        message = f"{field}: no strategy '{name}'; there are {', '.join(STRATEGIES)}."
+        raise InvalidInputError(message, subject=field)
 
 
 def _out_of_range(name: str, problem: str) -> InvalidInputError:

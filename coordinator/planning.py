@@ -2,9 +2,11 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+import structlog
 
 from coordinator.calibration import calibration_samples
 from coordinator.cluster import Member
@@ -12,15 +14,15 @@ from coordinator.links import OnMeasured, PlanProgress, StageLink, create_plan
 from coordinator.measurements import MeasurementCache
 from llmpq.batch import PreviewedPlan
 from llmpq.device import DeviceProfile, LatencyPoint
-from llmpq.errors import PreconditionError
+from llmpq.errors import PreconditionError, UnavailableError
 from llmpq.model import ModelFiles, ModelShape, read_shape
-from llmpq.plan import LayerSensitivity, LengthBucket, Plan, PlanningProblem, PlanOptions
+from llmpq.plan import STRATEGIES, LayerSensitivity, LengthBucket, Plan, PlanningProblem, PlanOptions
 from quantizer.sensitivity import REFERENCE_SCHEME, normalize
+
+log = structlog.get_logger(__name__)
 
 #: Takes one sentence on what is being done.
 Report = Callable[[str], None]
-
-_DEFAULT_STRATEGY = "llm-pq"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Planning:
         """What each strategy comes to; one that finds no plan says why. Raises as `plan` while devices are measured."""
         problem = await self._problem(work, members, report)
         previews = []
-        for strategy in strategies or (work.options.strategy or _DEFAULT_STRATEGY,):
+        for strategy in strategies or (work.options.strategy or STRATEGIES[0],):
             asked = replace(problem, options=replace(work.options, strategy=strategy))
             try:
                 previews.append(PreviewedPlan(strategy, error="", plan=await self._create(asked, report)))
@@ -82,11 +84,37 @@ class Planning:
         if not usable:
             raise _no_devices(members, work.options)
         shape = await asyncio.to_thread(read_shape, work.model)
-        profiles = [self._profile(member, work, shape, schemes, report) for member, schemes in usable.items()]
-        devices = await asyncio.gather(*profiles)
-        schemes = sorted({scheme for schemes in usable.values() for scheme in schemes})
-        sensitivities = await self._sensitivities(tuple(usable), work, schemes, report)
-        return PlanningProblem(work.model, shape, tuple(devices), work.workload, sensitivities, work.options)
+        profiles = await self._reached(work, shape, usable, report)
+        schemes = sorted({scheme for member in profiles for scheme in usable[member]})
+        sensitivities = await self._sensitivities(tuple(profiles), work, schemes, report)
+        devices = tuple(profiles.values())
+        return PlanningProblem(work.model, shape, devices, work.workload, sensitivities, work.options)
+
+    async def _reached(
+        self,
+        work: Work,
+        shape: ModelShape,
+        usable: Mapping[Member, Sequence[str]],
+        report: Report,
+    ) -> dict[Member, DeviceProfile]:
+        """The profiles of the devices that can be reached: one that cannot be must not keep the others from working.
+
+        Raises:
+            UnavailableError: None can be reached.
+            MeshError: As ProfileLayers.
+        """
+        profiling = [self._profile(member, work, shape, schemes, report) for member, schemes in usable.items()]
+        outcomes = await asyncio.gather(*map(_unless_unavailable, profiling))
+        profiles: dict[Member, DeviceProfile] = {}
+        for member, outcome in zip(usable, outcomes, strict=True):
+            if isinstance(outcome, DeviceProfile):
+                profiles[member] = outcome
+            else:
+                log.warning("device.left_out", device=member.device_id, error=outcome.message)
+                report(f"Planning without device {member.device_id}: {outcome.message}")
+        if not profiles:
+            raise next(outcome for outcome in outcomes if isinstance(outcome, UnavailableError))
+        return profiles
 
     async def _profile(
         self,
@@ -150,6 +178,13 @@ def workload_of(lengths: Iterable[tuple[int, int]]) -> tuple[LengthBucket, ...]:
     """The histogram of (prompt tokens, output tokens) pairs."""
     counts = Counter(lengths)
     return tuple(LengthBucket(prompt, output, count) for (prompt, output), count in sorted(counts.items()))
+
+
+async def _unless_unavailable(profiling: Awaitable[DeviceProfile]) -> DeviceProfile | UnavailableError:
+    try:
+        return await profiling
+    except UnavailableError as error:
+        return error
 
 
 def _usable_schemes(member: Member, options: PlanOptions) -> list[str]:

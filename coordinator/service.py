@@ -12,8 +12,9 @@ import grpc
 from coordinator.admission import Admission
 from coordinator.cluster import Cluster, Member
 from coordinator.links import StageLink
-from coordinator.plan_options import check_plan_options
+from coordinator.plan_options import check_plan_options, check_strategy
 from coordinator.planning import Planning, Work
+from coordinator.registration import check_registration, confirm_address
 from coordinator.results import ResultRouter
 from coordinator.runner import Runner
 from coordinator.store import JobStore
@@ -61,11 +62,16 @@ class CoordinatorServicer(coordinator_service_pb2_grpc.CoordinatorServiceService
         first = await anext(request_iterator, None)
         if first is None or not first.HasField("registration"):
             raise InvalidInputError("The first message must be a registration.", subject="registration")
+        if not first.registration.HasField("description"):
+            message = "registration.description is missing."
+            raise InvalidInputError(message, subject="registration.description")
         member = Member(
             first.registration.device_id,
             first.registration.address,
             from_message(DeviceDescription, first.registration.description),
         )
+        check_registration(member)
+        await confirm_address(member)
         response = pb.RegisterStageResponse(
             lease_id=member.lease_id,
             heartbeat_interval_s=self._cluster.heartbeat_interval_s,
@@ -86,6 +92,8 @@ class CoordinatorServicer(coordinator_service_pb2_grpc.CoordinatorServiceService
             raise InvalidInputError("The first message must have the options.", subject="options")
         lines = list(first.lines)
         async for request in request_iterator:
+            if request.HasField("options"):
+                raise InvalidInputError("Only the first message may have options.", subject="options")
             lines.extend(request.lines)
         batch, already_existed = await self._admission.submit(from_message(BatchOptions, first.options), lines)
         return pb.SubmitBatchResponse(batch=_batch_message(batch), already_existed=already_existed)
@@ -169,6 +177,8 @@ class CoordinatorServicer(coordinator_service_pb2_grpc.CoordinatorServiceService
         """See the contract."""
         options = from_message(PlanOptions, request.options)
         check_plan_options(options)
+        for number, strategy in enumerate(request.strategies):
+            check_strategy(strategy, f"strategies[{number}]")
         workload = tuple(from_message(LengthBucket, bucket) for bucket in request.workload)
         messages: asyncio.Queue[str | None] = asyncio.Queue()
         previewing = asyncio.ensure_future(

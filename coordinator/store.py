@@ -1,6 +1,7 @@
 """The job store: batches, their requests, the journal of tokens, and the answers."""
 
 import json
+import re
 import sqlite3
 import uuid
 from array import array
@@ -26,6 +27,7 @@ RETRY_AFTER_S = 5.0
 
 _IS_UNFINISHED = f"state NOT IN ({', '.join(repr(str(state)) for state in BatchState if state.is_final)})"
 _LARGEST_INTEGER = 2**63 - 1
+_PAGE_TOKEN = re.compile("[0-9]{1,18}")  # a number of a batch, far below the largest
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class JobStore:
         Raises:
             InvalidInputError: A token that this store did not make.
         """
-        if page_token and not (page_token.isdecimal() and int(page_token) <= _LARGEST_INTEGER):
+        if page_token and not _PAGE_TOKEN.fullmatch(page_token):
             raise InvalidInputError(f"'{page_token}' is no page token of this service.", subject="page_token")
         before = int(page_token or _LARGEST_INTEGER)
         size = min(page_size or MAX_PAGE_SIZE, MAX_PAGE_SIZE)

@@ -1,20 +1,41 @@
 """Text to token ids and back, as the model's own tokenizer has it."""
 
 import secrets
+import threading
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig
+# transformers and optimum import their parts when they are first asked for, which fails if two threads ask at the same
+# time. So what a thread will need is imported here, before there are any: also that for which this module has no use.
+from optimum.utils import NormalizedConfigManager  # noqa: F401
+from transformers import (
+    AutoConfig,  # noqa: F401
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,  # noqa: F401
+    OPTConfig,  # noqa: F401
+    modeling_gguf_pytorch_utils,  # noqa: F401
+)
 
 from coordinator.openai_requests import LineError, ParsedLine
 from coordinator.requests import Endpoint, Request
+from llmpq.errors import InvalidInputError, NotFoundError
 from llmpq.frames import Sampling
 from llmpq.model import ModelFiles, read_config
 
 #: max_tokens of lines that set none, in batches that set none either; 16 is OpenAI's.
 DEFAULT_MAX_TOKENS = {Endpoint.COMPLETIONS: 16, Endpoint.CHAT_COMPLETIONS: 256}
+#: Least values that reach the stages: 0 means something else there, and what is smaller could become 0 in 32 bits.
+MIN_TEMPERATURE = 1e-4
+MIN_TOP_P = 1e-6
+
+#: What transformers can make a tokenizer of.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+#: One thread at a time, so that nothing is loaded twice.
+_LOADING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -38,15 +59,11 @@ class ModelTokenizer:
         """Loads the tokenizer of a model directory or GGUF file; slow, so off the event loop.
 
         Raises:
-            NotFoundError: No such model.
-            InvalidInputError: A family that cannot be run.
+            NotFoundError: No such model, or it has no tokenizer.
+            InvalidInputError: A family that cannot be run, or a tokenizer that cannot be read.
         """
-        config = read_config(model)
-        files = ModelFiles.locate(model)
-        tokenizer = AutoTokenizer.from_pretrained(**files.from_pretrained)
-        declared = _generation_eos(files)
-        stop_ids = {*_ids(declared if declared is not None else config.eos_token_id), *_ids(tokenizer.eos_token_id)}
-        return cls(tokenizer, frozenset(stop_ids), config.max_position_embeddings, config.vocab_size)
+        with _LOADING:
+            return _loaded(model, ModelFiles.locate(model).fingerprint)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special ones that the tokenizer adds; whoever asks checks the length."""
@@ -63,15 +80,13 @@ class ModelTokenizer:
             LineError: No prompt tokens, unknown tokens, no chat template, or longer than the model's context.
         """
         prompt = self._prompt_tokens(line)
-        seed = secrets.randbits(64) if line.seed is None and line.temperature > 0 else line.seed or 0
-        top_p = 0.0 if line.top_p == 1 else line.top_p
         return Request(
             line_number=line_number,
             custom_id=line.custom_id,
             endpoint=line.endpoint,
             prompt=prompt,
             max_tokens=self._token_limit(line, len(prompt), default_max_tokens),
-            sampling=Sampling(line.temperature, top_p, line.top_k, seed % 2**64) if line.temperature else Sampling(),
+            sampling=_sampling(line) if line.temperature else Sampling(),
             stop_strings=line.stop_strings,
             stop_ids=line.stop_ids,
             ignores_eos=line.ignores_eos,
@@ -120,12 +135,43 @@ class ModelTokenizer:
         return LineError("context_length_exceeded", message, "body.max_tokens")
 
 
+@lru_cache(maxsize=4)
+def _loaded(model: str, fingerprint: str) -> ModelTokenizer:  # noqa: ARG001 keys the cache
+    """Loads a tokenizer; for a GGUF file that takes seconds, and submission, batch and calibration all want it."""
+    config = read_config(model)
+    files = ModelFiles.locate(model)
+    tokenizer = _read_tokenizer(model, files)
+    declared = _generation_eos(files)
+    stop_ids = {*_ids(declared if declared is not None else config.eos_token_id), *_ids(tokenizer.eos_token_id)}
+    return ModelTokenizer(tokenizer, frozenset(stop_ids), config.max_position_embeddings, config.vocab_size)
+
+
+def _read_tokenizer(model: str, files: ModelFiles) -> Any:
+    if not files.gguf and not any((files.directory / name).is_file() for name in _TOKENIZER_FILES):
+        expected = ", ".join(_TOKENIZER_FILES)
+        message = f"The model at '{model}' has no tokenizer: expected one of {expected} beside its config.json."
+        raise NotFoundError(message, reason="TOKENIZER_NOT_FOUND", subject=model)
+    try:
+        return AutoTokenizer.from_pretrained(**files.from_pretrained)
+    except Exception as error:  # a damaged file makes the parsers below raise anything
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        message = f"The tokenizer of the model at '{model}' cannot be read: {why}. Replace its tokenizer files."
+        raise InvalidInputError(message, reason="BAD_TOKENIZER", subject="model") from error
+
+
 def _generation_eos(files: ModelFiles) -> int | list[int] | None:
     """eos_token_id of generation_config.json, if the model has one; a GGUF file has none."""
     if not (files.directory / "generation_config.json").is_file() or files.gguf:
         return None
     declared: int | list[int] | None = GenerationConfig.from_pretrained(str(files.directory)).eos_token_id
     return declared
+
+
+def _sampling(line: ParsedLine) -> Sampling:
+    """How to draw what is not greedy."""
+    seed = secrets.randbits(64) if line.seed is None else line.seed % 2**64
+    top_p = 0.0 if line.top_p == 1 else max(line.top_p, MIN_TOP_P)
+    return Sampling(max(line.temperature, MIN_TEMPERATURE), top_p, line.top_k, seed)
 
 
 def _ids(declared: int | Sequence[int] | None) -> Sequence[int]:

@@ -10,6 +10,9 @@ from llmpq.schemes import DEFAULT_GROUP_SIZE
 
 PLAN_VERSION = 1
 
+#: Ways to make a plan, the default first.
+STRATEGIES = ("llm-pq", "uniform")
+
 
 @dataclass(frozen=True)
 class LengthBucket:

@@ -7,8 +7,8 @@ from bench import Bench
 from mesh import completion
 
 from coordinator.calibration import MAX_SAMPLE_TOKENS, calibration_samples
-from llmpq import PlanOptions
-from llmpq.errors import NotFoundError, PreconditionError
+from llmpq import BatchState, PlanOptions
+from llmpq.errors import NotFoundError, PreconditionError, UnavailableError
 from llmpq.model import read_shape
 from llmpq.plan import LengthBucket
 
@@ -102,6 +102,30 @@ async def test_a_preview_says_what_each_strategy_comes_to(bench: Bench) -> None:
     assert previews[0].plan.max_sequence_tokens == 12
     assert any("Measuring device a" in message for message in said)
     assert stage.loads == []
+
+
+async def test_a_device_that_cannot_be_reached_is_left_out(bench: Bench) -> None:
+    """One device of which nothing can be measured does not keep the batch from running on the others."""
+    said: list[str] = []
+    async with bench.running():
+        await bench.add_stage("a")
+        lost = await bench.add_stage("b", memory_budget_bytes=2 * 10**9, schemes=("w16", "w4", "w3"))
+        lost.profile_error = UnavailableError("Nobody is there.")
+        batch, _ = await bench.run(LINES)
+        await bench.client.preview_plan(bench.model, WORKLOAD, on_status=said.append)
+
+    assert batch.state is BatchState.COMPLETED
+    assert [device.device_id for device in bench.planner.problems[0].devices] == ["a"]
+    assert {rating.scheme for rating in bench.planner.problems[0].sensitivities} == {"w16", "w4"}
+    assert "Planning without device b: Nobody is there." in said
+
+
+async def test_without_any_device_in_reach_there_is_no_plan(bench: Bench) -> None:
+    """If nothing can be measured anywhere, the error is what the device's was."""
+    async with bench.running():
+        (await bench.add_stage("a")).profile_error = UnavailableError("Nobody is there.")
+        with pytest.raises(UnavailableError, match="Nobody is there"):
+            await bench.client.preview_plan(bench.model, WORKLOAD)
 
 
 async def test_a_preview_needs_devices_and_a_model(bench: Bench) -> None:

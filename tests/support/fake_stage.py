@@ -66,6 +66,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         num_profiled: Calls of ProfileLayers.
         num_rated: Calls of MeasureSensitivity.
         load_error: Raised by LoadStage, if set.
+        profile_error: Raised by ProfileLayers, if set.
         is_silent: Whether it has stopped sending heartbeats.
     """
 
@@ -94,6 +95,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         self.frames: list[Frame] = []
         self.num_profiled = self.num_rated = 0
         self.load_error: Exception | None = None
+        self.profile_error: Exception | None = None
         self.is_silent = False
         self._coordinator = coordinator
         self._slots: dict[int, list[int]] = {}
@@ -132,8 +134,16 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
             for start, tokens in zip(frame.starts, rows_of(frame), strict=True)
         )
 
+    async def DescribeDevice(self, request: pb.DescribeDeviceRequest, context: Any) -> pb.DescribeDeviceResponse:  # noqa: ARG002, N802
+        """Says who it is."""
+        return pb.DescribeDeviceResponse(
+            device_id=self.device_id, description=to_message(self.description, plan_pb2.DeviceDescription)
+        )
+
     async def ProfileLayers(self, request: pb.ProfileLayersRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
         """Every layer takes as long."""
+        if self.profile_error:
+            raise self.profile_error
         self.num_profiled += 1
         parts = [(ModelPart.LAYER, scheme) for scheme in request.schemes]
         parts += [(ModelPart.EMBEDDING, ""), (ModelPart.HEAD, "")]
