@@ -46,7 +46,7 @@ def main() -> int:
     try:
         batch, results = asyncio.run(serve(fit_to_machine(read_cluster_file(CLUSTER))))
     except MeshError as error:
-        console.print(f"[bold red]error:[/bold red] {error.message}")
+        console.print(f"error: {error.message}", style="bold red", highlight=False)
         return 1
     show(batch, results)
     write_report(batch, elapsed_s=time.monotonic() - begin)
@@ -85,7 +85,7 @@ def show(batch: Batch, results: list[Result]) -> None:
     answers = sorted((result for result in results if not result.is_error), key=lambda result: result.line_number)
     for result in answers[:: max(len(answers) // NUM_SHOWN, 1)][:NUM_SHOWN]:
         message = json.loads(result.json)["response"]["body"]["choices"][0]["message"]
-        console.print(f"[bold]> {prompts[result.custom_id]}[/bold]", highlight=False)
+        console.print(f"> {prompts[result.custom_id]}", style="bold", highlight=False)
         console.print(message["content"].strip() + "\n", markup=False, highlight=False)
     _heading("Predicted against measured")
     console.print(stage_table(batch, batch.plan))
@@ -121,7 +121,7 @@ def _prompts() -> dict[str, str]:
 
 
 def _heading(text: str) -> None:
-    console.print(f"\n[bold cyan]{text}[/bold cyan]", highlight=False)
+    console.print(f"\n{text}", style="bold cyan", highlight=False)
 
 
 if __name__ == "__main__":
