@@ -1,7 +1,9 @@
 """The life of a batch over real gRPC, between a fake planner and fake stages."""
 
 import json
+import shutil
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,8 +16,9 @@ from coordinator.tokenizing import ModelTokenizer
 from llmpq import BatchState, PlanOptions
 from llmpq.device import Phase
 from llmpq.errors import InvalidInputError, NotFoundError, OverloadedError
-from llmpq.rpc import open_channel
+from llmpq.rpc import open_channel, rpc_errors
 from llmpq.v1 import coordinator_service_pb2 as pb
+from llmpq.v1 import plan_pb2
 from llmpq.v1.coordinator_service_pb2_grpc import CoordinatorServiceStub
 
 RAGGED = [completion(f"r{n}", "prompt " * (n % 9 + 1), 1 + n * 5 % 23) for n in range(20)]
@@ -193,6 +196,11 @@ async def test_the_lines_may_name_the_model(bench: Bench) -> None:
         ({"plan_options": PlanOptions(allowed_schemes=("w5",))}, RAGGED, InvalidInputError, "w5"),
         ({"plan_options": PlanOptions(group_size=17)}, RAGGED, InvalidInputError, "17"),
         ({"plan_options": PlanOptions(quality_weight=-1)}, RAGGED, InvalidInputError, "quality_weight"),
+        ({"plan_options": PlanOptions(time_limit_s=-1)}, RAGGED, InvalidInputError, "time_limit_s"),
+        ({"plan_options": PlanOptions(strategy="luck")}, RAGGED, InvalidInputError, "strategy.*llm-pq, uniform"),
+        ({"plan_options": PlanOptions(prefill_micro_batch=65_537)}, RAGGED, InvalidInputError, "prefill_micro.*65,536"),
+        ({"plan_options": PlanOptions(decode_micro_batch=2**31)}, RAGGED, InvalidInputError, "decode_micro_batch"),
+        ({"plan_options": PlanOptions(num_lanes=2**32 - 1)}, RAGGED, InvalidInputError, "num_lanes"),
     ],
 )
 async def test_what_cannot_be_run_is_refused_at_once(
@@ -212,6 +220,39 @@ async def test_the_first_message_must_have_options(bench: Bench) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_only_the_first_message_may_have_options(bench: Bench) -> None:
+    """Options that would be ignored are INVALID_ARGUMENT."""
+    options = pb.BatchOptions(model=bench.model)
+    messages = [pb.SubmitBatchRequest(options=options, lines=["{}"]), pb.SubmitBatchRequest(options=options)]
+    async with bench.running(), open_channel(bench.address) as channel:
+        with pytest.raises(InvalidInputError, match="first message"), rpc_errors():
+            await CoordinatorServiceStub(channel).SubmitBatch(iter(messages), timeout=10)
+
+
+async def test_what_is_no_number_is_refused(bench: Bench) -> None:
+    """A time limit of NaN, which any client can send, is INVALID_ARGUMENT."""
+    options = pb.BatchOptions(model=bench.model, plan_options=plan_pb2.PlanOptions(time_limit_s=float("nan")))
+    messages = [pb.SubmitBatchRequest(options=options, lines=["{}"])]
+    async with bench.running(), open_channel(bench.address) as channel:
+        with pytest.raises(InvalidInputError, match="time_limit_s"), rpc_errors():
+            await CoordinatorServiceStub(channel).SubmitBatch(iter(messages), timeout=10)
+
+
+async def test_a_model_without_a_readable_tokenizer_is_refused(bench: Bench, tmp_path: Path) -> None:
+    """A tokenizer that is missing or damaged is known when the batch is submitted, by the model's name."""
+    missing, damaged = tmp_path / "missing", tmp_path / "damaged"
+    for model in (missing, damaged):
+        shutil.copytree(bench.model, model)
+    for path in missing.glob("*token*"):
+        path.unlink()
+    (damaged / "tokenizer.json").write_text("{")
+    async with bench.running():
+        with pytest.raises(NotFoundError, match=f"{missing}.*no tokenizer"):
+            await bench.client.submit(RAGGED, model=str(missing))
+        with pytest.raises(InvalidInputError, match=f"tokenizer of the model at '{damaged}'"):
+            await bench.client.submit(RAGGED, model=str(damaged))
 
 
 async def test_a_request_id_is_submitted_once(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from array import array
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,26 @@ def test_sampling_parameters_are_kept(tokenizer: ModelTokenizer) -> None:
     line = completion("a", "hi", 1, temperature=0.5, top_p=0.9, top_k=7, seed=3, stop=None, logprobs=None)
 
     assert _request(tokenizer, line).sampling == Sampling(0.5, 0.9, 7, 3)
+
+
+def test_tiny_parameters_keep_their_meaning(tokenizer: ModelTokenizer) -> None:
+    """What is nearly 0 is still above 0 as a 32-bit float, for 0 means greedy, or no limit."""
+    drawn = _request(tokenizer, completion("a", "hi", 1, temperature=1e-300, top_p=1e-300)).sampling
+    on_the_wire = array("f", [drawn.temperature, drawn.top_p])
+
+    assert on_the_wire == array("f", [1e-4, 1e-6])
+    assert min(on_the_wire) > 0
+
+
+def test_a_tokenizer_is_loaded_once_until_its_files_change(opt_bytes: str, tmp_path: Path) -> None:
+    """Submission and run share one tokenizer; new files make a new one."""
+    model = tmp_path / "model"
+    shutil.copytree(opt_bytes, model)
+    first = ModelTokenizer.load(str(model))
+    assert ModelTokenizer.load(str(model)) is first
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+
+    assert ModelTokenizer.load(str(model)).tokenizer.chat_template == TEMPLATE
 
 
 def test_stop_is_a_string_or_a_list(tokenizer: ModelTokenizer) -> None:

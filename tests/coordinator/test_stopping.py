@@ -1,8 +1,11 @@
 """Where an answer ends, and what of it is text."""
 
+from array import array
+
 import pytest
 
-from coordinator.stopping import StopCondition
+from coordinator.requests import Endpoint, Request
+from coordinator.stopping import StopCondition, stop_condition
 from coordinator.tokenizing import ModelTokenizer
 
 EOS = 2
@@ -82,3 +85,29 @@ def test_broken_characters_do_not_hide_a_stop_string(tokenizer: ModelTokenizer) 
     grown = _grow(stop, [*broken, *tokenizer.encode("aEND"), *broken, *tokenizer.encode("b")])
 
     assert stop.text(grown).endswith("a")
+
+
+def test_a_completion_goes_on_from_its_prompt(stories260k: str) -> None:
+    """The space before the first word of an answer is part of it, and of what stop strings are looked for in."""
+    tokenizer = ModelTokenizer.load(stories260k)
+    prompt = array("i", tokenizer.encode("Once"))
+    generated = tokenizer.encode("Once upon a time")[len(prompt) :]
+    request = Request(1, "a", Endpoint.COMPLETIONS, prompt, 9, stop_strings=(" upon",))
+    free, stopped = (
+        stop_condition(request, tokenizer, ignore_stop=True),
+        stop_condition(request, tokenizer, ignore_stop=False),
+    )
+
+    assert free.text(generated) == " upon a time"
+    assert stopped.text(_grow(stopped, generated)) == ""
+    assert len(_grow(stop_condition(request, tokenizer, ignore_stop=False), generated)) < len(generated)
+
+
+def test_a_chat_answer_is_a_text_of_its_own(stories260k: str) -> None:
+    """What the model says in a chat does not begin with the space that separates words."""
+    tokenizer = ModelTokenizer.load(stories260k)
+    prompt = array("i", tokenizer.encode("Once\n"))
+    request = Request(1, "a", Endpoint.CHAT_COMPLETIONS, prompt, 9)
+    generated = tokenizer.encode("upon a time")[1:]
+
+    assert stop_condition(request, tokenizer, ignore_stop=False).text(generated) == "upon a time"

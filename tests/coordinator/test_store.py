@@ -125,6 +125,8 @@ async def test_batches_come_in_pages_newest_first(tmp_path: Path) -> None:
         third, end = await store.batches(2, token)
 
         with pytest.raises(InvalidInputError, match="page token"):
+            await store.batches(2, "٣")
+        with pytest.raises(InvalidInputError, match="page token"):
             await store.batches(2, "not-mine")
 
     assert [batch.batch_id for batch in (*first, *second, *third)] == added[::-1]
