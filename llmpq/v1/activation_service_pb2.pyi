@@ -83,8 +83,10 @@ Global___FrameOutput: _TypeAlias = FrameOutput  # noqa: Y015
 
 @_typing.final
 class SamplingParameters(_message.Message):
-    """How to draw one token. The draw depends on nothing but the logits, these numbers and the token's position, so
-    results do not depend on batching and survive a restart.
+    """How to draw one token. The draw depends on nothing but the logits, these numbers and the token's position: there is
+    no state that a restart could lose. Logits themselves may differ in their last bits between prefill and decode, or
+    between micro-batch sizes, so a draw that falls within rounding of the boundary between two tokens may rarely come
+    out as the other one. Greedy answers are affected only by ties within rounding.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -213,7 +213,9 @@ class BatchOptions(_message.Message):
     the lines.
     """
     request_id: _builtins.str
-    """Makes submission idempotent: a second SubmitBatch with the same non-empty request_id returns the first batch."""
+    """Makes submission idempotent: a second SubmitBatch with the same non-empty request_id returns the first batch. Lines
+    and options are not compared: a client MUST NOT use a request_id for two different batches.
+    """
     default_max_tokens: _builtins.int
     """max_tokens of lines that set none. 0 means 16 for completions, as in the OpenAI API, and 256 for chat completions."""
     ignore_stop: _builtins.bool

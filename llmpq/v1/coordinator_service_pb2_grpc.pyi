@@ -26,7 +26,8 @@ class CoordinatorServiceStub:
     come. The coordinator answers every message. A stage whose stream breaks MUST open a new one.
 
     Errors:
-    - INVALID_ARGUMENT: the first message is not a registration, or names no device or address.
+    - INVALID_ARGUMENT: the first message is not a registration, or what it registers is not a device at an address.
+    - UNAVAILABLE: the coordinator called the address back, and this device did not answer there. Register another one.
     - ALREADY_EXISTS: another live stage server has the same device_id. Choose another name.
     - DEADLINE_EXCEEDED: no heartbeat came in time. Open a new stream.
     """
@@ -38,8 +39,9 @@ class CoordinatorServiceStub:
     not fail the batch: it is answered with an error result that names its line number.
 
     Errors:
-    - INVALID_ARGUMENT: no options in the first message, no lines, options out of range, or a family that is not known.
-    - NOT_FOUND: the model is not there.
+    - INVALID_ARGUMENT: no options in the first message or some in a later one, no lines, options out of range, a family
+      that is not known, or a tokenizer that cannot be read.
+    - NOT_FOUND: the model is not there, or has no tokenizer.
     - RESOURCE_EXHAUSTED (RetryInfo says when to try again): the queue is full. Nothing was stored.
     """
     GetBatch: _aio.UnaryUnaryMultiCallable[_coordinator_service_pb2.GetBatchRequest, _coordinator_service_pb2.GetBatchResponse]
@@ -90,7 +92,8 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
         come. The coordinator answers every message. A stage whose stream breaks MUST open a new one.
 
         Errors:
-        - INVALID_ARGUMENT: the first message is not a registration, or names no device or address.
+        - INVALID_ARGUMENT: the first message is not a registration, or what it registers is not a device at an address.
+        - UNAVAILABLE: the coordinator called the address back, and this device did not answer there. Register another one.
         - ALREADY_EXISTS: another live stage server has the same device_id. Choose another name.
         - DEADLINE_EXCEEDED: no heartbeat came in time. Open a new stream.
         """
@@ -108,8 +111,9 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
         not fail the batch: it is answered with an error result that names its line number.
 
         Errors:
-        - INVALID_ARGUMENT: no options in the first message, no lines, options out of range, or a family that is not known.
-        - NOT_FOUND: the model is not there.
+        - INVALID_ARGUMENT: no options in the first message or some in a later one, no lines, options out of range, a family
+          that is not known, or a tokenizer that cannot be read.
+        - NOT_FOUND: the model is not there, or has no tokenizer.
         - RESOURCE_EXHAUSTED (RetryInfo says when to try again): the queue is full. Nothing was stored.
         """
 
