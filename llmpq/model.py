@@ -85,7 +85,8 @@ class ModelFiles:
         if self.gguf:
             paths = [self.directory / self.gguf]
         else:
-            paths = sorted((*self.directory.glob("*.json"), *self.directory.glob("*.safetensors")))
+            patterns = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt")
+            paths = sorted(path for pattern in patterns for path in self.directory.glob(pattern))
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         return hashlib.sha256(repr(stats).encode()).hexdigest()
 
