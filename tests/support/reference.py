@@ -41,7 +41,8 @@ class Reference:
         """As `complete`, for a prompt in tokens."""
         inputs = torch.tensor([list(prompt_ids)])
         output = self.model.generate(inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=num_tokens)
-        return self.tokenizer.decode(output[0, len(prompt_ids) :], skip_special_tokens=True)
+        prompt, whole = (self.tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt_ids, output[0]))
+        return whole[len(prompt) :]  # on its own, the answer would lose the space that it begins with
 
 
 def _from_gguf(files: ModelFiles) -> PreTrainedModel:
