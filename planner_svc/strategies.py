@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from llmpq.errors import DoesNotFitError, PreconditionError
+from llmpq.plan import STRATEGIES as STRATEGY_NAMES
 from llmpq.plan import Plan
 from llmpq.schemes import SCHEMES
 from planner_svc.milp import Assignment
@@ -41,10 +42,10 @@ def uniform(space: SearchSpace, _deadline: float, _on_progress: OnProgress) -> P
     raise min(errors, key=lambda error: int(error.metadata.get("short_bytes", "0")))
 
 
-STRATEGIES: dict[str, Strategy] = {"llm-pq": llm_pq, "uniform": uniform}
+STRATEGIES: dict[str, Strategy] = dict(zip(STRATEGY_NAMES, (llm_pq, uniform), strict=True))
 
 #: The strategy of a request that names none.
-DEFAULT_STRATEGY = "llm-pq"
+DEFAULT_STRATEGY = STRATEGY_NAMES[0]
 
 
 def _no_common_scheme() -> PreconditionError:

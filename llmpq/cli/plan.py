@@ -13,10 +13,7 @@ from llmpq.cli.connection import MeshChoice, model_path
 from llmpq.cli.progress import StatusLines
 from llmpq.cli.tables import plan_table
 from llmpq.cli.terminal import complain, print_json, stdout
-from llmpq.plan import LengthBucket, PlanOptions
-
-#: What `--strategy all` compares.
-STRATEGIES = ("llm-pq", "uniform")
+from llmpq.plan import STRATEGIES, LengthBucket, PlanOptions
 
 
 def plan(

@@ -63,16 +63,17 @@ async def test_a_process_that_does_not_start_is_quoted() -> None:
 async def test_a_dead_process_ends_the_block_with_its_name(tmp_path: Path) -> None:
     """Without restarts, whoever works inside the block learns which process died."""
     cluster = ClusterSpec((StageSpec("only", memory_budget_bytes=10**8),), state=tmp_path)
+    before = set(psutil.Process().children())
 
     async def work_until_the_stage_dies() -> None:
         async with local_mesh(cluster) as coordinator, Client(coordinator) as client:
             assert [stage.device_id for stage in (await client.cluster()).stages] == ["only"]
-            _child(os.getpid(), "stage_server").kill()
+            _stage_of(os.getpid(), "only").kill()
             await asyncio.sleep(60)
 
     with pytest.raises(UnavailableError, match="'only' ended with status -9"):
         await work_until_the_stage_dies()
-    assert not [child for child in psutil.Process().children() if "coordinator" in child.cmdline()]
+    assert set(psutil.Process().children()) <= before
 
 
 def test_children_do_not_outlive_a_parent_that_is_killed() -> None:
@@ -135,7 +136,7 @@ def test_up_restarts_what_dies_and_drains_at_the_end(tmp_path: Path) -> None:
         assert process.stdout is not None
         document = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")
         assert document["stages"] == ["a"]
-        stage = _child(process.pid, "stage_server")
+        stage = _stage_of(process.pid, "a")
         os.kill(stage.pid, signal.SIGKILL)
         wait_until(lambda: _registered(document["coordinator"], since=stage.create_time() + 1) == ["a"])
         children = psutil.Process(process.pid).children()
@@ -145,9 +146,11 @@ def test_up_restarts_what_dies_and_drains_at_the_end(tmp_path: Path) -> None:
     assert "Starting it again." in (tmp_path / "log").read_text()
 
 
-def _child(pid: int, module: str) -> psutil.Process:
-    [child] = [child for child in psutil.Process(pid).children() if module in child.cmdline()]
-    return child
+def _stage_of(pid: int, name: str) -> psutil.Process:
+    """The stage server of that name that a process has started; other tests' meshes may be its children too."""
+    wanted = {"stage_server", name}
+    [stage] = [child for child in psutil.Process(pid).children() if wanted <= set(child.cmdline())]
+    return stage
 
 
 def _registered(coordinator: str, *, since: float) -> list[str]:
