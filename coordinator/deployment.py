@@ -75,6 +75,7 @@ def stage_loads(plan: Plan, deployment_id: str, addresses: Sequence[str]) -> lis
             max_sequence_tokens=plan.max_sequence_tokens,
             max_frame_tokens=max(plan.max_prefill_tokens, plan.decode_micro_batch),
             next_address=addresses[number + 1],
+            rounding=plan.rounding,
         )
         for number, stage in enumerate(plan.stages)
     ]

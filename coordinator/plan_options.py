@@ -1,7 +1,7 @@
 """Which options of a plan can be followed at all."""
 
 from llmpq.errors import InvalidInputError
-from llmpq.plan import STRATEGIES, PlanOptions
+from llmpq.plan import INDICATORS, ROUNDING_METHODS, STRATEGIES, PlanOptions
 from llmpq.schemes import GROUP_SIZES, SCHEMES
 
 #: Sequences of a micro-batch, and micro-batches in flight, that may be asked for; no device computes as many at once.
@@ -21,6 +21,11 @@ def check_plan_options(options: PlanOptions) -> None:
         sizes = ", ".join(map(str, GROUP_SIZES))
         raise _out_of_range("group_size", f"no group size {options.group_size}; there are {sizes}")
     check_strategy(options.strategy, "plan_options.strategy")
+    if options.rounding.effective_method not in ROUNDING_METHODS:
+        known = ", ".join(ROUNDING_METHODS)
+        raise _out_of_range("rounding.method", f"no method '{options.rounding.method}'; there are {known}")
+    if options.effective_indicator not in INDICATORS:
+        raise _out_of_range("indicator", f"no indicator '{options.indicator}'; there are {', '.join(INDICATORS)}")
     for name in ("prefill_micro_batch", "decode_micro_batch", "num_lanes"):
         if getattr(options, name) > MAX_SEQUENCES:
             raise _out_of_range(name, f"{getattr(options, name)} is more than {MAX_SEQUENCES:,}")

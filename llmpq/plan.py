@@ -12,6 +12,10 @@ PLAN_VERSION = 1
 
 #: Ways to make a plan, the default first.
 STRATEGIES = ("llm-pq", "uniform")
+#: Ways to round weights, the default first: see `Rounding` in the contract.
+ROUNDING_METHODS = ("nearest", "hqq", "gptq")
+#: Ways to rate what quantizing a layer costs, the default first.
+INDICATORS = ("variance", "hessian", "loss", "random")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,28 @@ class LayerSensitivity:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """Mirror of the message `Rounding`; see there for each field."""
+
+    method: str = ""
+    is_symmetric: bool = False
+
+    @property
+    def effective_method(self) -> str:
+        """The method, the default filled in."""
+        return self.method or ROUNDING_METHODS[0]
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether weights are rounded by the inputs that they meet."""
+        return self.effective_method == "gptq"
+
+
+#: The rounding where none is asked for.
+NEAREST = Rounding()
+
+
+@dataclass(frozen=True)
 class PlanOptions:
     """Mirror of the message `PlanOptions`; see there for each field."""
 
@@ -46,6 +72,13 @@ class PlanOptions:
     num_lanes: int = 0
     use_all_devices: bool = False
     time_limit_s: float = 0.0
+    rounding: Rounding = NEAREST
+    indicator: str = ""
+
+    @property
+    def effective_indicator(self) -> str:
+        """The indicator, the default filled in."""
+        return self.indicator or INDICATORS[0]
 
     @property
     def effective_group_size(self) -> int:
@@ -134,6 +167,7 @@ class Plan:
     estimate: PlanEstimate = PlanEstimate()
     version: int = PLAN_VERSION
     hash: str = ""
+    rounding: Rounding = NEAREST
 
     @property
     def num_slots(self) -> int:

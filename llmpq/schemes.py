@@ -27,9 +27,9 @@ class Scheme:
     def weight_bytes(self, out_features: int, in_features: int, group_size: int) -> int:
         """Bytes of a stored (out_features, in_features) matrix with all its metadata.
 
-        w16 has none; w8 and w8a8 a float32 scale per output channel; w4 and w3 a float16 scale and a float16 zero
-        point per group, and rows padded to whole bytes (w4: 2 weights in 1, w3: 8 weights in 3). w8a8 is what integer
-        GEMMs want at most: both sides filled up to multiples of 64, and an int32 sum per output channel.
+        w16 has none; w8 and w8a8 a float32 scale per output channel; w4 and w3 a float16 scale and a one-byte
+        zero point per group, and rows padded to whole bytes (w4: 2 weights in 1, w3: 8 weights in 3). w8a8 is what
+        integer GEMMs want at most: both sides filled up to multiples of 64, and an int32 sum per output channel.
         """
         if self.name == "w16":
             return out_features * in_features * 2
@@ -41,7 +41,7 @@ class Scheme:
         num_groups = -(-in_features // (group_size or in_features))
         weights_per_unit, unit_bytes = (2, 1) if self.name == "w4" else (8, 3)
         row_bytes = -(-in_features // weights_per_unit) * unit_bytes
-        return out_features * (row_bytes + num_groups * 4)
+        return out_features * (row_bytes + num_groups * 3)
 
 
 #: All precisions by name, from the most to the least exact.

@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
-from llmpq.plan import LayerPrecision, StageMemory
+from llmpq.plan import NEAREST, LayerPrecision, Rounding, StageMemory
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """Mirror of the message `TokenSequence`."""
+
+    token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,8 @@ class StageLoad:
     max_sequence_tokens: int
     max_frame_tokens: int
     next_address: str
+    rounding: Rounding = NEAREST
+    samples: tuple[TokenSequence, ...] = ()
 
     @property
     def is_first(self) -> bool:

@@ -149,6 +149,7 @@ class SearchSpace:
                 num_lanes=setting.num_lanes,
                 max_sequence_tokens=self.cost.workload.max_sequence_tokens,
                 max_prefill_tokens=self.cost.max_prefill_tokens(candidate.order, setting),
+                rounding=self.options.rounding,
             )
         )
 

@@ -4,7 +4,8 @@ import torch
 
 from quantizer.int8_gemm import Int8Matrix
 from quantizer.quantized_linear import QuantizedLinear
-from quantizer.rounding import RowRounded, round_rows
+from quantizer.rounded import RowRounded
+from quantizer.rounding import round_rows
 from quantizer.weight_only import Int8Linear
 
 

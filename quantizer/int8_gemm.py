@@ -4,7 +4,8 @@ import functools
 
 import torch
 
-from quantizer.rounding import INT8_MAX, RowRounded
+from quantizer.rounded import RowRounded
+from quantizer.rounding import INT8_MAX
 
 #: Zero point of unsigned 8-bit activations.
 _ZERO_POINT = 128

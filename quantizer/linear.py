@@ -1,23 +1,22 @@
-"""From a weight matrix and a precision to a linear layer: the entrance to this library.
+"""From a rounded weight to a linear layer: which class serves a scheme on a device is chosen here.
 
-Which class, and so which kernel, serves a scheme on a device is chosen here and nowhere else.
+`quantizer.methods.round_weight` makes the rounded weight; checkpoints and caches hold it too.
 """
 
 import torch
 
 from llmpq.errors import InvalidInputError
-from llmpq.plan import LayerPrecision
-from llmpq.schemes import GROUP_SIZES, SCHEMES
+from llmpq.schemes import SCHEMES
 from quantizer.dynamic_int8 import DynamicInt8Linear, SimulatedInt8Linear
 from quantizer.quantized_linear import QuantizedLinear
-from quantizer.rounding import round_groups, round_rows
+from quantizer.rounded import GroupRounded, RoundedWeight, RowRounded, SixteenBits
 from quantizer.weight_only import Int8Linear, PackedLinear, SixteenBitLinear
 
-__all__ = ["QuantizedLinear", "quantize_linear", "supported_schemes", "to_sixteen_bits"]
+__all__ = ["QuantizedLinear", "build_linear", "supported_schemes"]
 
 
 def supported_schemes(device: torch.device) -> tuple[str, ...]:
-    """Names of the schemes that `quantize_linear` makes for a device, from the most to the least exact.
+    """Names of the schemes that `build_linear` serves on a device, from the most to the least exact.
 
     Raises:
         InvalidInputError: A kind of device that is not known.
@@ -31,77 +30,30 @@ def supported_schemes(device: torch.device) -> tuple[str, ...]:
     return tuple(SCHEMES)
 
 
-def quantize_linear(
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    precision: LayerPrecision,
-    *,
-    device: torch.device,
-    compute_dtype: torch.dtype,
+def build_linear(
+    weight: RoundedWeight, bias: torch.Tensor | None, scheme: str, *, compute_dtype: torch.dtype
 ) -> QuantizedLinear:
-    """Stores a weight matrix at a precision, rounded to the nearest.
-
-    Matrices that read the same input may be stacked along the output axis first: no scale reaches across output
-    channels, so the result is the same.
+    """The linear layer that serves a weight at its scheme, on the device that the weight is on.
 
     Args:
-        weight: (out, in), any float type, on any device.
-        bias: (out,), likewise, or None.
-        precision: The scheme, and the group size of schemes that have groups.
-        device: Where it is to be held and computed.
+        weight: (out, in), rounded for the scheme.
+        bias: (out,), any float type, on any device, or None.
+        scheme: Tells w8 from w8a8, whose weights are stored alike.
         compute_dtype: Type of the inputs it will be given.
-
-    Raises:
-        InvalidInputError: An unknown scheme, group size or device, or a weight that is no finite matrix of floats.
     """
-    _check_precision(precision, supported_schemes(device))
-    _check_weight(weight)
-    weight = weight.detach().to(device).contiguous()
+    device = _device_of(weight)
+    supported_schemes(device)
     bias = bias.detach().to(device, compute_dtype) if bias is not None else None
-    scheme = SCHEMES[precision.scheme]
-    if scheme.name == "w16":
-        return SixteenBitLinear(to_sixteen_bits(weight), bias)
-    if scheme.is_grouped:
-        return PackedLinear(round_groups(weight, scheme.weight_bits, precision.group_size), bias)
-    if not scheme.has_int8_activations:
-        return Int8Linear(round_rows(weight), bias)
-    return (DynamicInt8Linear if device.type == "cpu" else SimulatedInt8Linear)(round_rows(weight), bias)
+    match weight:
+        case SixteenBits():
+            return SixteenBitLinear(weight.weight, bias)
+        case GroupRounded():
+            return PackedLinear(weight, bias)
+        case RowRounded() if not SCHEMES[scheme].has_int8_activations:
+            return Int8Linear(weight, bias)
+        case RowRounded():
+            return (DynamicInt8Linear if device.type == "cpu" else SimulatedInt8Linear)(weight, bias)
 
 
-def to_sixteen_bits(weight: torch.Tensor) -> torch.Tensor:
-    """bf16 and fp16 as they are; wider types as fp16, or as bf16 if fp16 cannot hold their range."""
-    if weight.dtype in {torch.float16, torch.bfloat16}:
-        return weight
-    is_in_range = weight.abs().amax() <= torch.finfo(torch.float16).max
-    return weight.to(torch.float16 if is_in_range else torch.bfloat16)
-
-
-def _check_precision(precision: LayerPrecision, schemes: tuple[str, ...]) -> None:
-    if precision.scheme not in schemes:
-        raise InvalidInputError(
-            f"Unknown scheme '{precision.scheme}': there are {', '.join(schemes)}.",
-            reason="UNKNOWN_SCHEME",
-            subject="scheme",
-        )
-    if precision.group_size not in GROUP_SIZES:
-        sizes = ", ".join(map(str, GROUP_SIZES))
-        raise InvalidInputError(
-            f"Unknown group size {precision.group_size}: there are {sizes}; 0 is one group per output channel.",
-            reason="UNKNOWN_GROUP_SIZE",
-            subject="group_size",
-        )
-
-
-def _check_weight(weight: torch.Tensor) -> None:
-    if weight.ndim != 2 or weight.numel() == 0 or not weight.is_floating_point():  # noqa: PLR2004 a matrix
-        raise InvalidInputError(
-            f"A weight must be a matrix of floats (out, in), not {weight.dtype} of shape {tuple(weight.shape)}.",
-            reason="BAD_WEIGHT",
-            subject="weight",
-        )
-    if not weight.isfinite().all():
-        raise InvalidInputError(
-            f"The weight of shape {tuple(weight.shape)} holds NaN or infinity: the checkpoint is damaged.",
-            reason="BAD_WEIGHT",
-            subject="weight",
-        )
+def _device_of(weight: RoundedWeight) -> torch.device:
+    return weight.weight.device if isinstance(weight, SixteenBits) else weight.codes.device

@@ -11,7 +11,7 @@ import torch
 from quantizer.gemm import expanding_linear, linear
 from quantizer.packing import pack, unpack
 from quantizer.quantized_linear import QuantizedLinear
-from quantizer.rounding import GroupRounded, RowRounded, dequantize_groups_
+from quantizer.rounded import GroupRounded, RowRounded, dequantize_groups_
 
 
 class ExpandingLinear(QuantizedLinear):

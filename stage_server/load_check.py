@@ -93,4 +93,4 @@ def weights_key(load: StageLoad, fingerprint: str) -> tuple[object, ...]:
         load: What is asked for.
         fingerprint: Of the model's files, which may have been replaced under the same name.
     """
-    return load.model, fingerprint, load.first_layer, load.layers, load.is_first, load.is_last
+    return load.model, fingerprint, load.first_layer, load.layers, load.rounding, load.is_first, load.is_last

@@ -169,7 +169,7 @@ class Stage:
         embedding = await self._on_thread(loader.load_embedding) if load.is_first else None
         head = await self._on_thread(loader.load_head, embedding) if load.is_last else None
         layers: list[DecoderLayer] = []
-        async for layer in self._iterate(loader.load_layers(load.first_layer, load.layers)):
+        async for layer in self._iterate(loader.load_layers(load.first_layer, load.layers, load.rounding)):
             layers.append(layer)
             loaded = StageMemory(
                 layer_bytes=sum(done.memory_bytes for done in layers),

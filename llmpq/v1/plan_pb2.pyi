@@ -344,6 +344,35 @@ class LayerSensitivity(_message.Message):
 Global___LayerSensitivity: _TypeAlias = LayerSensitivity  # noqa: Y015
 
 @_typing.final
+class Rounding(_message.Message):
+    """How weights find their places on the grid of a scheme. What is stored has the same form whatever the method was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    IS_SYMMETRIC_FIELD_NUMBER: _builtins.int
+    method: _builtins.str
+    """"nearest" (with a search for each group's clipping range), "hqq" (half-quadratic: needs no data, minds outliers), or
+    "gptq" (calibrated: each column's error is made up for in the next ones; minutes per billion parameters). Unset means
+    "nearest".
+    """
+    is_symmetric: _builtins.bool
+    """Zero points of w4 and w3 are the middle code, as some kernels and formats want. w8 always is symmetric."""
+    def __init__(
+        self,
+        *,
+        method: _builtins.str = ...,
+        is_symmetric: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_symmetric", b"is_symmetric", "method", b"method"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rounding: _TypeAlias = Rounding  # noqa: Y015
+
+@_typing.final
 class PlanOptions(_message.Message):
     """What the plan is to be best at, and what it must respect."""
 
@@ -359,6 +388,8 @@ class PlanOptions(_message.Message):
     NUM_LANES_FIELD_NUMBER: _builtins.int
     USE_ALL_DEVICES_FIELD_NUMBER: _builtins.int
     TIME_LIMIT_S_FIELD_NUMBER: _builtins.int
+    ROUNDING_FIELD_NUMBER: _builtins.int
+    INDICATOR_FIELD_NUMBER: _builtins.int
     quality_weight: _builtins.float
     """Weight theta in seconds per unit of omega: the objective is time + theta * sum(omega)."""
     quality_budget: _builtins.float
@@ -377,9 +408,18 @@ class PlanOptions(_message.Message):
     """Give every device at least one layer, even where leaving one out is faster."""
     time_limit_s: _builtins.float
     """Solver time; 0 means the planner's default."""
+    indicator: _builtins.str
+    """How the cost of quantizing a layer is rated: "variance" (the paper's), "hessian" (error of the layer's outputs on the
+    calibration samples), "loss" (measured loss of the model with that layer alone quantized; slow), or "random" (to
+    compare with). Unset means "variance".
+    """
     @_builtins.property
     def allowed_schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Precisions that may be used; empty means all that a device can run."""
+
+    @_builtins.property
+    def rounding(self) -> Global___Rounding:
+        """How weights are rounded."""
 
     def __init__(
         self,
@@ -394,10 +434,12 @@ class PlanOptions(_message.Message):
         num_lanes: _builtins.int = ...,
         use_all_devices: _builtins.bool = ...,
         time_limit_s: _builtins.float = ...,
+        rounding: Global___Rounding | None = ...,
+        indicator: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "group_size", b"group_size", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "group_size", b"group_size", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "allowed_schemes", b"allowed_schemes", "decode_micro_batch", b"decode_micro_batch", "group_size", b"group_size", "num_lanes", b"num_lanes", "prefill_micro_batch", b"prefill_micro_batch", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "strategy", b"strategy", "time_limit_s", b"time_limit_s", "use_all_devices", b"use_all_devices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "allowed_schemes", b"allowed_schemes", "decode_micro_batch", b"decode_micro_batch", "group_size", b"group_size", "indicator", b"indicator", "num_lanes", b"num_lanes", "prefill_micro_batch", b"prefill_micro_batch", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding", "strategy", b"strategy", "time_limit_s", b"time_limit_s", "use_all_devices", b"use_all_devices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__group_size: _TypeAlias = _typing.Literal["group_size"]  # noqa: Y015
     _WhichOneofArgType__group_size: _TypeAlias = _typing.Literal["_group_size", b"_group_size"]  # noqa: Y015
@@ -583,6 +625,7 @@ class Plan(_message.Message):
     MAX_PREFILL_TOKENS_FIELD_NUMBER: _builtins.int
     ESTIMATE_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    ROUNDING_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Version of this document; 1."""
     model: _builtins.str
@@ -609,6 +652,10 @@ class Plan(_message.Message):
     def estimate(self) -> Global___PlanEstimate:
         """What the planner expects."""
 
+    @_builtins.property
+    def rounding(self) -> Global___Rounding:
+        """How weights are rounded."""
+
     def __init__(
         self,
         *,
@@ -623,10 +670,11 @@ class Plan(_message.Message):
         max_prefill_tokens: _builtins.int = ...,
         estimate: Global___PlanEstimate | None = ...,
         hash: _builtins.str = ...,
+        rounding: Global___Rounding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate", "rounding", b"rounding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_micro_batch", b"decode_micro_batch", "estimate", b"estimate", "hash", b"hash", "max_prefill_tokens", b"max_prefill_tokens", "max_sequence_tokens", b"max_sequence_tokens", "model", b"model", "num_lanes", b"num_lanes", "prefill_micro_batch", b"prefill_micro_batch", "stages", b"stages", "strategy", b"strategy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_micro_batch", b"decode_micro_batch", "estimate", b"estimate", "hash", b"hash", "max_prefill_tokens", b"max_prefill_tokens", "max_sequence_tokens", b"max_sequence_tokens", "model", b"model", "num_lanes", b"num_lanes", "prefill_micro_batch", b"prefill_micro_batch", "rounding", b"rounding", "stages", b"stages", "strategy", b"strategy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

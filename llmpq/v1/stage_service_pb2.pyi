@@ -171,10 +171,13 @@ class MeasureSensitivityRequest(_message.Message):
     SCHEMES_FIELD_NUMBER: _builtins.int
     GROUP_SIZE_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
+    INDICATOR_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model, as in ProfileLayers."""
     group_size: _builtins.int
     """Group size for schemes that have one; 0 is per channel."""
+    indicator: _builtins.str
+    """How to rate them, as in PlanOptions, but not "random". Unset means "variance"."""
     @_builtins.property
     def schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Schemes to rate."""
@@ -190,10 +193,11 @@ class MeasureSensitivityRequest(_message.Message):
         schemes: _abc.Iterable[_builtins.str] | None = ...,
         group_size: _builtins.int = ...,
         samples: _abc.Iterable[Global___TokenSequence] | None = ...,
+        indicator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_size", b"group_size", "model", b"model", "samples", b"samples", "schemes", b"schemes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_size", b"group_size", "indicator", b"indicator", "model", b"model", "samples", b"samples", "schemes", b"schemes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -272,6 +276,8 @@ class LoadStageRequest(_message.Message):
     MAX_SEQUENCE_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_FRAME_TOKENS_FIELD_NUMBER: _builtins.int
     NEXT_ADDRESS_FIELD_NUMBER: _builtins.int
+    ROUNDING_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
     """Identity of this load; every frame must name it. A new one for each load, even of the same plan."""
     plan_hash: _builtins.str
@@ -296,6 +302,14 @@ class LoadStageRequest(_message.Message):
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[_plan_pb2.LayerPrecision]:
         """Precision of each layer."""
 
+    @_builtins.property
+    def rounding(self) -> _plan_pb2.Rounding:
+        """How weights are rounded."""
+
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenSequence]:
+        """Calibration samples, for roundings that need them."""
+
     def __init__(
         self,
         *,
@@ -310,10 +324,12 @@ class LoadStageRequest(_message.Message):
         max_sequence_tokens: _builtins.int = ...,
         max_frame_tokens: _builtins.int = ...,
         next_address: _builtins.str = ...,
+        rounding: _plan_pb2.Rounding | None = ...,
+        samples: _abc.Iterable[Global___TokenSequence] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rounding", b"rounding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "first_layer", b"first_layer", "layers", b"layers", "max_frame_tokens", b"max_frame_tokens", "max_sequence_tokens", b"max_sequence_tokens", "model", b"model", "next_address", b"next_address", "num_slots", b"num_slots", "num_stages", b"num_stages", "plan_hash", b"plan_hash", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "first_layer", b"first_layer", "layers", b"layers", "max_frame_tokens", b"max_frame_tokens", "max_sequence_tokens", b"max_sequence_tokens", "model", b"model", "next_address", b"next_address", "num_slots", b"num_slots", "num_stages", b"num_stages", "plan_hash", b"plan_hash", "rounding", b"rounding", "samples", b"samples", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,7 +20,7 @@ def test_layer_counts_weights_scales_norms_and_biases() -> None:
     assert layer_bytes(SMOLLM2, LayerPrecision("w16")) == 2 * weights + 2 * 576 * 4
     scales = (576 + 192 + 192 + 576 + 1536 + 1536 + 576) * 4
     assert layer_bytes(SMOLLM2, LayerPrecision("w8")) == weights + scales + 2 * 576 * 4
-    groups = weights // 64 * 4
+    groups = weights // 64 * 3
     assert layer_bytes(SMOLLM2, LayerPrecision("w4", 64)) == weights // 2 + groups + 2 * 576 * 4
     opt_weights = 4 * 576 * 576 + 2 * 1536 * 576
     opt_vectors = 4 * 576 + (4 * 576 + 1536 + 576)

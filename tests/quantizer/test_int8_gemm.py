@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from quantizer.int8_gemm import Int8Matrix, saturates
-from quantizer.rounding import RowRounded
+from quantizer.rounded import RowRounded
 
 _SHAPES = ((64, 128), (19, 37), (1, 1), (100, 333), (256, 1000))
 

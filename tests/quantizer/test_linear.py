@@ -7,7 +7,8 @@ from llmpq.errors import InvalidInputError
 from llmpq.plan import LayerPrecision
 from llmpq.schemes import GROUP_SIZES, SCHEMES
 from quantizer.dynamic_int8 import SimulatedInt8Linear
-from quantizer.linear import QuantizedLinear, quantize_linear, supported_schemes
+from quantizer.linear import QuantizedLinear, build_linear, supported_schemes
+from quantizer.methods import round_weight
 from quantizer.rounding import round_rows
 
 CPU = torch.device("cpu")
@@ -16,7 +17,7 @@ SHAPES = ((64, 128), (37, 91), (5, 200), (1, 1), (300, 1100))
 
 def _quantize(weight: torch.Tensor, bias: torch.Tensor | None, scheme: str, group_size: int = 64) -> QuantizedLinear:
     precision = LayerPrecision(scheme, group_size)
-    return quantize_linear(weight, bias, precision, device=CPU, compute_dtype=torch.float32)
+    return build_linear(round_weight(weight, precision), bias, precision.scheme, compute_dtype=torch.float32)
 
 
 def _integer_reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -160,7 +161,7 @@ def test_sixteen_bit_computing(scheme: str, dtype: torch.dtype) -> None:
     """With a 16-bit compute type inputs, bias and outputs are of that type and nothing but rounding differs."""
     weight, bias, x = torch.randn(40, 64), torch.randn(40), torch.randn(3, 64)
     precision = LayerPrecision(scheme, 32)
-    linear = quantize_linear(weight, bias, precision, device=CPU, compute_dtype=dtype)
+    linear = build_linear(round_weight(weight, precision), bias, precision.scheme, compute_dtype=dtype)
     result = linear.forward(x.to(dtype))
     assert result.dtype == dtype
     assert _relative_error(result, _quantize(weight, bias, scheme, 32).forward(x)) < 0.02
@@ -176,7 +177,7 @@ def test_sixteen_bit_computing(scheme: str, dtype: torch.dtype) -> None:
 def test_unknown_precisions_are_refused_with_what_exists(precision: LayerPrecision, reason: str, choices: str) -> None:
     """An unknown scheme or group size is refused by a message that lists those there are."""
     with pytest.raises(InvalidInputError, match=choices) as refused:
-        quantize_linear(torch.randn(2, 2), None, precision, device=CPU, compute_dtype=torch.float32)
+        round_weight(torch.randn(2, 2), precision)
     assert refused.value.reason == reason
 
 
@@ -206,6 +207,6 @@ def test_cuda_agrees_with_the_cpu(scheme: str) -> None:
     """A CUDA device computes what the CPU does, up to 16-bit rounding."""
     weight, bias, x = torch.randn(96, 160), torch.randn(96), torch.randn(5, 160)
     precision = LayerPrecision(scheme, 64)
-    linear = quantize_linear(weight, bias, precision, device=torch.device("cuda"), compute_dtype=torch.float16)
+    linear = build_linear(round_weight(weight.cuda(), precision), bias, precision.scheme, compute_dtype=torch.float16)
     result = linear.forward(x.to("cuda", torch.float16)).cpu()
     assert _relative_error(result, _quantize(weight, bias, scheme).forward(x)) < 0.01

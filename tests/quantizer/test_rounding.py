@@ -4,13 +4,10 @@ import pytest
 import torch
 
 from quantizer import rounding
-from quantizer.rounding import GroupRounded, dequantize_groups_, round_groups, round_rows, split_groups
+from quantizer.rounded import GroupRounded, split_groups
+from quantizer.rounding import round_groups, round_rows
 
 ALL_GROUP_SIZES = (0, 32, 64, 128)
-
-
-def _dequantized(rounded: GroupRounded) -> torch.Tensor:
-    return dequantize_groups_(rounded.codes.float(), rounded.scales, rounded.zeros, rounded.group_size)
 
 
 def _spread(groups: torch.Tensor, rounded: GroupRounded) -> torch.Tensor:
@@ -51,7 +48,7 @@ def test_group_error_is_at_most_half_a_step_inside_the_range(bits: int, group_si
     rounded = round_groups(weight, bits, group_size)
     scale, zero = _spread(rounded.scales, rounded), _spread(rounded.zeros, rounded)
     low, high = -zero * scale, (2**bits - 1 - zero) * scale
-    error = (_dequantized(rounded) - weight.clamp(low, high)).abs()
+    error = (rounded.dequantized() - weight.clamp(low, high)).abs()
     assert (error <= scale * 0.501).all()
     assert ((weight >= low) & (weight <= high)).float().mean() > 0.8
 
@@ -60,9 +57,9 @@ def test_group_error_is_at_most_half_a_step_inside_the_range(bits: int, group_si
 def test_clipping_never_hurts(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clipping search lowers the squared error of normal weights, and raises that of no group."""
     weight = torch.randn(64, 512)
-    clipped = (_dequantized(round_groups(weight, bits, 64)) - weight).square()
+    clipped = (round_groups(weight, bits, 64).dequantized() - weight).square()
     monkeypatch.setattr(rounding, "CLIPPING_FACTORS", (1.0,))
-    unclipped = (_dequantized(round_groups(weight, bits, 64)) - weight).square()
+    unclipped = (round_groups(weight, bits, 64).dequantized() - weight).square()
     assert clipped.sum() < 0.97 * unclipped.sum()
     assert (clipped.unflatten(1, (-1, 64)).sum(2) <= unclipped.unflatten(1, (-1, 64)).sum(2) * 1.00001).all()
 
@@ -71,7 +68,7 @@ def test_clipping_never_hurts(bits: int, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_constant_groups_are_exact(value: float) -> None:
     """A group of equal weights is stored as exactly as a float16 scale can be."""
     weight = torch.full((2, 70), value)
-    assert torch.allclose(_dequantized(round_groups(weight, 4, 32)), weight, rtol=2e-3, atol=2**-20)
+    assert torch.allclose(round_groups(weight, 4, 32).dequantized(), weight, rtol=2e-3, atol=2**-20)
 
 
 def test_on_grid_weights_are_exact() -> None:
@@ -79,7 +76,7 @@ def test_on_grid_weights_are_exact() -> None:
     codes = torch.randint(0, 16, (16, 128)).float()
     codes[:, ::32], codes[:, 1::32] = 0, 15
     weight = (codes - 7) / 32
-    assert torch.allclose(_dequantized(round_groups(weight, 4, 32)), weight, rtol=1e-3, atol=1e-6)
+    assert torch.allclose(round_groups(weight, 4, 32).dequantized(), weight, rtol=1e-3, atol=1e-6)
 
 
 def test_groups_cover_all_columns_in_order() -> None:

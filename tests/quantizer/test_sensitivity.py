@@ -6,7 +6,8 @@ import torch
 from llmpq.errors import InvalidInputError
 from llmpq.plan import LayerPrecision, LayerSensitivity
 from llmpq.schemes import SCHEMES
-from quantizer.linear import quantize_linear
+from quantizer.linear import build_linear
+from quantizer.methods import round_weight
 from quantizer.rounding import round_groups
 from quantizer.sensitivity import RatedLinear, RunningVariance, normalize, rate_layer
 
@@ -64,7 +65,7 @@ def test_omega_bounds_the_error_it_stands_for(scheme: str) -> None:
     """The measured variance that rounding adds to outputs lies below omega, by about the 3 between bound and mean."""
     weight, x = torch.randn(256, 512), torch.randn(400, 512)
     precision = LayerPrecision(scheme, 64)
-    linear = quantize_linear(weight, None, precision, device=torch.device("cpu"), compute_dtype=torch.float32)
+    linear = build_linear(round_weight(weight, precision), None, precision.scheme, compute_dtype=torch.float32)
     measured = (linear.forward(x) - x @ weight.T).square().mean().item()
     omega = rate_layer([RatedLinear(weight, _statistics(x))], [scheme], 64)[scheme]
     assert 2 * measured < omega < 4 * measured

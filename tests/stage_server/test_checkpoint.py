@@ -54,9 +54,9 @@ def test_missing_tensor_is_named(save_model: SaveModel) -> None:
 
     loader = ModelLoader(directory, CPU, torch.float32)
 
-    loader.read_layer(0)
+    loader.source.layer(0)
     with pytest.raises(NotFoundError, match=lost):
-        loader.read_layer(1)
+        loader.source.layer(1)
 
 
 def test_directory_without_weights_is_refused(save_model: SaveModel) -> None:
@@ -88,7 +88,7 @@ def read_all(directory: str) -> None:
     read_shape(directory)
     loader = ModelLoader(directory, CPU, torch.float32)
     loader.load_embedding()
-    loader.read_layer(0)
+    loader.source.layer(0)
 
 
 @pytest.mark.parametrize(
@@ -148,4 +148,4 @@ def test_weights_that_are_not_numbers_are_named(save_model: SaveModel) -> None:
     save_file(tensors, path)
 
     with pytest.raises(InvalidInputError, match=r"layers\.2\.fc1\.weight"):
-        ModelLoader(directory, CPU, torch.float32).read_layer(2)
+        ModelLoader(directory, CPU, torch.float32).source.layer(2)

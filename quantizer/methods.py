@@ -1,0 +1,86 @@
+"""From a float weight to a rounded one, by any method."""
+
+from collections.abc import Sequence
+
+import torch
+
+from llmpq.errors import InvalidInputError
+from llmpq.plan import NEAREST, ROUNDING_METHODS, LayerPrecision, Rounding
+from llmpq.schemes import GROUP_SIZES, SCHEMES
+from quantizer.rounded import RoundedWeight, SixteenBits
+from quantizer.rounding import round_groups, round_rows
+
+
+def round_weight(weight: torch.Tensor, precision: LayerPrecision, rounding: Rounding = NEAREST) -> RoundedWeight:
+    """Rounds a weight matrix to a precision.
+
+    Matrices that read the same input may be stacked along the output axis first: no scale reaches across output
+    channels, so the result is the same.
+
+    Args:
+        weight: (out, in), any float type, on the device that is to do the work.
+        precision: The scheme, and the group size of schemes that have groups.
+        rounding: The method.
+
+    Raises:
+        InvalidInputError: An unknown scheme, group size or method, or a weight that is no finite matrix of floats.
+    """
+    check_precision(precision, tuple(SCHEMES))
+    _check_rounding(rounding)
+    _check_weight(weight)
+    scheme = SCHEMES[precision.scheme]
+    weight = weight.detach().contiguous()
+    if scheme.name == "w16":
+        return SixteenBits(to_sixteen_bits(weight))
+    if not scheme.is_grouped:
+        return round_rows(weight)
+    return round_groups(weight, scheme.weight_bits, precision.group_size, is_symmetric=rounding.is_symmetric)
+
+
+def to_sixteen_bits(weight: torch.Tensor) -> torch.Tensor:
+    """bf16 and fp16 as they are; wider types as fp16, or as bf16 if fp16 cannot hold their range."""
+    if weight.dtype in {torch.float16, torch.bfloat16}:
+        return weight
+    is_in_range = weight.abs().amax() <= torch.finfo(torch.float16).max
+    return weight.to(torch.float16 if is_in_range else torch.bfloat16)
+
+
+def check_precision(precision: LayerPrecision, schemes: Sequence[str]) -> None:
+    """Raises InvalidInputError if the scheme is not among `schemes`, or there is no such group size."""
+    if precision.scheme not in schemes:
+        raise InvalidInputError(
+            f"Unknown scheme '{precision.scheme}': there are {', '.join(schemes)}.",
+            reason="UNKNOWN_SCHEME",
+            subject="scheme",
+        )
+    if precision.group_size not in GROUP_SIZES:
+        sizes = ", ".join(map(str, GROUP_SIZES))
+        raise InvalidInputError(
+            f"Unknown group size {precision.group_size}: there are {sizes}; 0 is one group per output channel.",
+            reason="UNKNOWN_GROUP_SIZE",
+            subject="group_size",
+        )
+
+
+def _check_rounding(rounding: Rounding) -> None:
+    if rounding.effective_method not in ROUNDING_METHODS:
+        raise InvalidInputError(
+            f"Unknown rounding '{rounding.method}': there are {', '.join(ROUNDING_METHODS)}.",
+            reason="UNKNOWN_ROUNDING",
+            subject="rounding",
+        )
+
+
+def _check_weight(weight: torch.Tensor) -> None:
+    if weight.ndim != 2 or weight.numel() == 0 or not weight.is_floating_point():  # noqa: PLR2004 a matrix
+        raise InvalidInputError(
+            f"A weight must be a matrix of floats (out, in), not {weight.dtype} of shape {tuple(weight.shape)}.",
+            reason="BAD_WEIGHT",
+            subject="weight",
+        )
+    if not weight.isfinite().all():
+        raise InvalidInputError(
+            f"The weight of shape {tuple(weight.shape)} holds NaN or infinity: the checkpoint is damaged.",
+            reason="BAD_WEIGHT",
+            subject="weight",
+        )
