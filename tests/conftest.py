@@ -2,14 +2,25 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tiny_models import save_random_llama, save_random_opt
 
+from llmpq.cache_dir import CACHE_VARIABLE
+
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
 SMOLLM2 = ROOT / "build" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests cache is theirs: it neither comes from nor goes to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
