@@ -7,11 +7,20 @@ import torch
 from llmpq.errors import InvalidInputError
 from llmpq.plan import NEAREST, ROUNDING_METHODS, LayerPrecision, Rounding
 from llmpq.schemes import GROUP_SIZES, SCHEMES
-from quantizer.rounded import RoundedWeight, SixteenBits
-from quantizer.rounding import round_groups, round_rows
+from quantizer.gptq import compensated_codes, damped
+from quantizer.grid import grid_of, with_codes
+from quantizer.hqq import fit_half_quadratic
+from quantizer.input_statistics import InputStatistics
+from quantizer.rounded import GroupRounded, RoundedWeight, RowRounded, SixteenBits
+from quantizer.rounding import round_groups, round_rows, search_clipping
 
 
-def round_weight(weight: torch.Tensor, precision: LayerPrecision, rounding: Rounding = NEAREST) -> RoundedWeight:
+def round_weight(
+    weight: torch.Tensor,
+    precision: LayerPrecision,
+    rounding: Rounding = NEAREST,
+    inputs: InputStatistics | None = None,
+) -> RoundedWeight:
     """Rounds a weight matrix to a precision.
 
     Matrices that read the same input may be stacked along the output axis first: no scale reaches across output
@@ -20,10 +29,13 @@ def round_weight(weight: torch.Tensor, precision: LayerPrecision, rounding: Roun
     Args:
         weight: (out, in), any float type, on the device that is to do the work.
         precision: The scheme, and the group size of schemes that have groups.
-        rounding: The method.
+        rounding: The method. w16 has none; w8 and w8a8 know nearest and gptq, and round to nearest for hqq: with 8
+            bits there are no outliers to forgive.
+        inputs: What the linear reads in the exact model; only calibrated methods need it.
 
     Raises:
-        InvalidInputError: An unknown scheme, group size or method, or a weight that is no finite matrix of floats.
+        InvalidInputError: An unknown scheme, group size or method, a weight that is no finite matrix of floats, or
+            inputs that a calibrated method cannot use: none, of other features, or not finite.
     """
     check_precision(precision, tuple(SCHEMES))
     _check_rounding(rounding)
@@ -32,9 +44,40 @@ def round_weight(weight: torch.Tensor, precision: LayerPrecision, rounding: Roun
     weight = weight.detach().contiguous()
     if scheme.name == "w16":
         return SixteenBits(to_sixteen_bits(weight))
+    if rounding.needs_calibration:
+        return _round_calibrated(weight, precision, rounding, inputs)
+    return _round_uncalibrated(weight, precision, rounding)
+
+
+def _round_uncalibrated(
+    weight: torch.Tensor, precision: LayerPrecision, rounding: Rounding
+) -> RowRounded | GroupRounded:
+    scheme = SCHEMES[precision.scheme]
     if not scheme.is_grouped:
         return round_rows(weight)
-    return round_groups(weight, scheme.weight_bits, precision.group_size, is_symmetric=rounding.is_symmetric)
+    fit = fit_half_quadratic if rounding.effective_method == "hqq" else search_clipping
+    return round_groups(weight, scheme.weight_bits, precision.group_size, is_symmetric=rounding.is_symmetric, fit=fit)
+
+
+def _round_calibrated(
+    weight: torch.Tensor, precision: LayerPrecision, rounding: Rounding, inputs: InputStatistics | None
+) -> RowRounded | GroupRounded:
+    if inputs is None:
+        raise InvalidInputError(
+            f"Rounding '{rounding.method}' needs the inputs of each layer on calibration samples: send samples, or "
+            "round by a method that needs none.",
+            reason="NO_CALIBRATION_DATA",
+            subject="samples",
+        )
+    moments = inputs.second_moments.to(weight.device)
+    if len(moments) != weight.shape[1]:
+        raise InvalidInputError(
+            f"A weight with {weight.shape[1]} inputs cannot be rounded by statistics of {len(moments)} features.",
+            reason="BAD_CALIBRATION_DATA",
+            subject="inputs",
+        )
+    grid = grid_of(_round_uncalibrated(weight, precision, rounding))
+    return with_codes(grid, compensated_codes(weight.float(), grid, damped(moments)))
 
 
 def to_sixteen_bits(weight: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Rounding to the nearest value of a grid."""
 
+from typing import Protocol
+
 import torch
 
 from quantizer.blocks import blocks_of_rows
@@ -23,26 +25,43 @@ def round_rows(matrix: torch.Tensor) -> RowRounded:
     return RowRounded(codes, scales.squeeze(1))
 
 
-def round_groups(weight: torch.Tensor, bits: int, group_size: int, *, is_symmetric: bool = False) -> GroupRounded:
-    """Rounds a (out, in) float weight to `bits` bits per group, searching each group's clipping range.
+class GridFit(Protocol):
+    """Finds a grid for each group of weights; see `search_clipping`."""
 
-    The range is [min, max] of the group, widened to hold 0 and, if symmetric, to reach as far to either side, then
-    shrunk by that one of `CLIPPING_FACTORS` that leaves the least squared error. Codes are computed with scale and zero
-    point as stored (float16, whole), so inside the range no weight is off by more than half a step.
+    def __call__(self, groups: torch.Tensor, bits: int, *, is_symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and zero point of each group."""
+
+
+def round_groups(
+    weight: torch.Tensor, bits: int, group_size: int, *, is_symmetric: bool = False, fit: GridFit | None = None
+) -> GroupRounded:
+    """Rounds a (out, in) float weight to the nearest of 2**bits values per group.
+
+    Codes are computed with scale and zero point as stored (float16, whole), so inside the range of a group no weight is
+    off by more than half a step.
+
+    Args:
+        weight: (out, in), any float type.
+        bits: Bits of a code.
+        group_size: As in `GroupRounded`.
+        is_symmetric: Whether every zero point must be the middle code.
+        fit: Finds each group's grid; `search_clipping` if None.
     """
+    fit = fit or search_clipping
     blocks = [
-        _round_block(block.float(), bits, group_size, is_symmetric=is_symmetric) for block in blocks_of_rows(weight)
+        _round_block(block.float(), bits, group_size, fit, is_symmetric=is_symmetric)
+        for block in blocks_of_rows(weight)
     ]
     codes, scales, zeros = (torch.cat(parts) for parts in zip(*blocks, strict=True))
     return GroupRounded(codes, scales, zeros, bits, group_size)
 
 
 def _round_block(
-    weight: torch.Tensor, bits: int, group_size: int, *, is_symmetric: bool
+    weight: torch.Tensor, bits: int, group_size: int, fit: GridFit, *, is_symmetric: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     codes, scales, zeros = [], [], []
     for groups in split_groups(weight, group_size):
-        scale, zero = search_clipping(groups, bits, is_symmetric=is_symmetric)
+        scale, zero = fit(groups, bits, is_symmetric=is_symmetric)
         codes.append(encode(groups, scale, zero, bits).to(torch.uint8).flatten(1))
         scales.append(scale)
         zeros.append(zero)
@@ -54,7 +73,10 @@ def _round_block(
 
 
 def search_clipping(groups: torch.Tensor, bits: int, *, is_symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The grid of each group that leaves the least squared error.
+    """The grid of each group that leaves the least squared error among several clipping ranges.
+
+    The range is [min, max] of the group, widened to hold 0 and, if symmetric, to reach as far to either side, then
+    shrunk by one of `CLIPPING_FACTORS`.
 
     Args:
         groups: float32 (rows, groups, size).
@@ -86,14 +108,19 @@ def encode(groups: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: 
     return (groups / scale).add_(zero).round_().clamp_(0, 2**bits - 1)
 
 
+def storable_scale(scale: torch.Tensor) -> torch.Tensor:
+    """The nearest positive float16 to each scale, in float32."""
+    float16 = torch.finfo(torch.float16)
+    return scale.clamp(float16.smallest_normal * float16.eps, float16.max).half().float()
+
+
 def _grid(low: torch.Tensor, high: torch.Tensor, bits: int, *, is_symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero point, as they are stored, with which 2**bits codes span `low` to `high`.
 
     The zero point is whole, so that 0.0 is exact and every format on disk can hold it; ends may move by half a step.
     """
-    float16 = torch.finfo(torch.float16)
     max_code = 2**bits - 1
-    scale = ((high - low) / max_code).clamp_(float16.smallest_normal * float16.eps, float16.max).half().float()
+    scale = storable_scale((high - low) / max_code)
     zero = torch.full_like(scale, 2 ** (bits - 1)) if is_symmetric else (-low / scale).round_().clamp_(0, max_code)
     return scale, zero
 
