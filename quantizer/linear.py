@@ -8,6 +8,7 @@ import torch
 from llmpq.errors import InvalidInputError
 from llmpq.schemes import SCHEMES
 from quantizer.dynamic_int8 import DynamicInt8Linear, SimulatedInt8Linear
+from quantizer.multi_path import MultiPathLinear
 from quantizer.quantized_linear import QuantizedLinear
 from quantizer.rounded import GroupRounded, RoundedWeight, RowRounded, SixteenBits
 from quantizer.weight_only import Int8Linear, PackedLinear, SixteenBitLinear
@@ -35,6 +36,8 @@ def build_linear(
 ) -> QuantizedLinear:
     """The linear layer that serves a weight at its scheme, on the device that the weight is on.
 
+    Where a scheme can be multiplied in several ways, the first layer of a shape also finds out which is the fastest.
+
     Args:
         weight: (out, in), rounded for the scheme.
         bias: (out,), any float type, on any device, or None.
@@ -44,6 +47,13 @@ def build_linear(
     device = _device_of(weight)
     supported_schemes(device)
     bias = bias.detach().to(device, compute_dtype) if bias is not None else None
+    layer = _layer_of(weight, bias, scheme, device)
+    if isinstance(layer, MultiPathLinear):
+        layer.choose_paths(device, compute_dtype)
+    return layer
+
+
+def _layer_of(weight: RoundedWeight, bias: torch.Tensor | None, scheme: str, device: torch.device) -> QuantizedLinear:
     match weight:
         case SixteenBits():
             return SixteenBitLinear(weight.weight, bias)

@@ -1,0 +1,158 @@
+"""Which path multiplies how many rows."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmpq.cache_dir import CACHE_VARIABLE
+from quantizer import choice_cache
+from quantizer.kernel_choice import ROW_BUCKETS, Choice, choose, find_fastest
+from quantizer.multi_path import MultiPathLinear
+
+CPU = torch.device("cpu")
+
+
+class _TwoPathLinear(MultiPathLinear):
+    """A linear that counts how often each of its two paths runs."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        super().__init__(weight.shape, bias, "test")
+        self.runs = {"one": 0, "other": 0}
+        self._weight = weight
+
+    def paths(self) -> Mapping[str, object]:
+        return {"one": self._one, "other": self._other}
+
+    def dequantized(self) -> torch.Tensor:
+        return self._weight
+
+    @property
+    def weight_bytes(self) -> int:
+        return self._weight.nbytes
+
+    def _one(self, x: torch.Tensor) -> torch.Tensor:
+        self.runs["one"] += 1
+        return x @ self._weight.T
+
+    def _other(self, x: torch.Tensor) -> torch.Tensor:
+        self.runs["other"] += 1
+        return (self._weight @ x.T).T
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of this test alone, which no process has read."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(choice_cache, "_seen", {})
+    return tmp_path / "kernels"
+
+
+def _linear_times(rows: int, names: Sequence[str]) -> Mapping[str, float]:
+    """Path `few` takes as long as it has rows, `many` always as long as 12 rows."""
+    return {name: {"few": float(rows), "many": 12.0}[name] for name in names}
+
+
+def test_each_number_of_rows_gets_its_fastest_path() -> None:
+    """A choice holds for all numbers of rows up to the measured one, and the last one for any above."""
+    choice = find_fastest(("many", "few"), _linear_times)
+    assert [choice.path(rows) for rows in (0, 1, 8, 9, 16, 512, 5000)] == ["few"] * 3 + ["many"] * 4
+
+
+def test_beaten_paths_are_not_measured_any_more() -> None:
+    """A path that was the fastest and has fallen far behind is left out; then nothing is left to measure."""
+    asked: list[int] = []
+
+    def seconds(rows: int, names: Sequence[str]) -> Mapping[str, float]:
+        asked.append(rows)
+        return _linear_times(rows, names)
+
+    find_fastest(("few", "many"), seconds)
+    assert asked == [1, 2, 4, 8, 16, 32]
+
+
+def test_paths_that_were_never_fastest_stay() -> None:
+    """However slow a path is at few rows, it is still measured at many."""
+    choice = find_fastest(("few", "many"), lambda rows, _names: {"few": 1.0, "many": 1000.0 / rows**2})
+    assert choice.path(1) == "few"
+    assert choice.path(512) == "many"
+
+
+def test_one_path_is_not_measured() -> None:
+    """Where there is no choice there is nothing to run."""
+
+    def fail(_x: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("measured")
+
+    assert choose("test", (4, 4), CPU, torch.float32, {"only": fail}) == Choice(("only",))
+
+
+def test_a_choice_is_remembered_on_disk(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process, or another layer of the same shape, multiplies nothing to know its paths."""
+    first = _TwoPathLinear(torch.randn(8, 16))
+    first.choose_paths(CPU, torch.float32)
+    assert min(first.runs.values()) > 0
+    monkeypatch.setattr(choice_cache, "_seen", {})  # as in another process
+    second = _TwoPathLinear(torch.randn(8, 16))
+    second.choose_paths(CPU, torch.float32)
+    assert second.runs == {"one": 0, "other": 0}
+    assert [second.path_at(rows) for rows in ROW_BUCKETS] == [first.path_at(rows) for rows in ROW_BUCKETS]
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_shapes_and_kinds_are_measured_apart(cache: Path) -> None:
+    """A choice is found for each shape and for each type of input."""
+    for shape, dtype in (((8, 16), torch.float32), ((16, 8), torch.float32), ((8, 16), torch.bfloat16)):
+        linear = _TwoPathLinear(torch.randn(shape).to(dtype))
+        linear.choose_paths(CPU, dtype)
+        assert min(linear.runs.values()) > 0
+    assert len(list(cache.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _content: "",
+        lambda content: content[: len(content) // 2],
+        lambda _content: "[1, 2]",
+        lambda content: content.replace('"one"', '"gone"').replace('"other"', '"gone"'),
+        lambda content: json.dumps(json.loads(content) | {"answer": ["one"]}),
+        lambda content: json.dumps(json.loads(content) | {"answer": 5}),
+        lambda content: json.dumps(json.loads(content) | {"key": {"device": "another"}}),
+    ],
+)
+def test_a_damaged_file_counts_as_missing(damage: object, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths are measured again, and the file is whole again."""
+    _TwoPathLinear(torch.randn(8, 16)).choose_paths(CPU, torch.float32)
+    (file,) = cache.iterdir()
+    file.write_text(damage(file.read_text()))
+    monkeypatch.setattr(choice_cache, "_seen", {})
+    linear = _TwoPathLinear(torch.randn(8, 16))
+    linear.choose_paths(CPU, torch.float32)
+    assert min(linear.runs.values()) > 0
+    assert set(json.loads(file.read_text())["answer"]) <= {"one", "other"}
+    assert list(cache.iterdir()) == [file]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then a process still measures only once."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
+    first, second = _TwoPathLinear(torch.randn(8, 16)), _TwoPathLinear(torch.randn(8, 16))
+    first.choose_paths(CPU, torch.float32)
+    second.choose_paths(CPU, torch.float32)
+    assert second.runs == {"one": 0, "other": 0}
+
+
+def test_forward_takes_the_chosen_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame is multiplied by the path that was found for its number of rows, and by no other."""
+    chosen = Choice(tuple("one" if rows <= 4 else "other" for rows in ROW_BUCKETS))
+    monkeypatch.setattr("quantizer.multi_path.choose", lambda *_args: chosen)
+    linear = _TwoPathLinear(torch.randn(8, 16))
+    for num_rows, expected in ((1, "one"), (4, "one"), (5, "other"), (2000, "other")):
+        linear.runs = {"one": 0, "other": 0}
+        x = torch.randn(num_rows, 16)
+        assert torch.allclose(linear.forward(x), x @ linear.dequantized().T, atol=1e-5)
+        assert linear.runs == {"one": 0, "other": 0} | {expected: 1}
