@@ -15,8 +15,6 @@ from coordinator.planning import Planning, Work, workload_of
 from coordinator.racing import unless
 from coordinator.reports import PlanMeter
 from coordinator.results import ResultRouter
-from coordinator.scheduler import Limits, MicroBatch, Scheduler
-from coordinator.sequence import Sequence as TokenSequence
 from coordinator.store import JobStore, UnfinishedRequest
 from coordinator.tokenizing import ModelTokenizer
 from coordinator.validation import validate
@@ -24,6 +22,8 @@ from llmpq.batch import Batch, BatchOptions, BatchState
 from llmpq.errors import InvalidInputError, MeshError, NotFoundError, PreconditionError
 from llmpq.frames import StageTiming
 from llmpq.plan import LengthBucket, Plan
+from llmpq.schedule.scheduler import Limits, MicroBatch, Scheduler
+from llmpq.schedule.sequence import Sequence as TokenSequence
 from llmpq.stage_load import LoadProgress
 
 log = structlog.get_logger(__name__)

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 
 from coordinator.openai_answers import generation_answer, scoring_answer
 from coordinator.requests import Answer, Request
-from coordinator.sequence import Sequence as TokenSequence
 from coordinator.stopping import StopCondition, stop_condition
 from coordinator.store import JobStore, JournalEntry, UnfinishedRequest
 from coordinator.tokenizing import ModelTokenizer
 from llmpq.batch import Batch, BatchOptions
+from llmpq.schedule.sequence import Sequence as TokenSequence
 
 
 class Ledger:

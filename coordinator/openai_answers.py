@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coordinator.openai_requests import LineError
-from coordinator.requests import Answer, Endpoint, FinishReason, Request
+from coordinator.requests import Answer, Endpoint, Request
+from llmpq.schedule.sequence import FinishReason
 
 
 def generation_answer(

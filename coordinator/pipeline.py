@@ -8,10 +8,10 @@ from typing import Never
 
 from coordinator.deployment import Deployment
 from coordinator.racing import unless
-from coordinator.scheduler import MicroBatch, Scheduler
-from coordinator.sequence import Sequence as TokenSequence
 from llmpq.errors import InternalError, UnavailableError
 from llmpq.frames import DataType, Frame, FrameOutput, StageTiming, encode_frame
+from llmpq.schedule.scheduler import MicroBatch, Scheduler
+from llmpq.schedule.sequence import Sequence as TokenSequence
 
 #: A frame that takes longer than this is lost, even if every stage says that it is alive.
 FRAME_TIMEOUT_S = 600.0

@@ -5,11 +5,11 @@ from collections import deque
 from collections.abc import Iterable
 from statistics import median
 
-from coordinator.scheduler import MicroBatch
 from llmpq.batch import StageReport
 from llmpq.device import Phase
 from llmpq.frames import StageTiming
 from llmpq.plan import Plan, StagePlan
+from llmpq.schedule.scheduler import MicroBatch
 from llmpq.stage_load import LoadProgress
 
 #: Latest frames that a median is taken over.

@@ -14,13 +14,6 @@ class Endpoint(StrEnum):
     COMPLETIONS = "/v1/completions"
 
 
-class FinishReason(StrEnum):
-    """Why no further token is generated, in OpenAI's words."""
-
-    STOP = "stop"
-    LENGTH = "length"
-
-
 @dataclass(frozen=True)
 class Request:
     """One line of a batch, ready to run.

@@ -12,11 +12,12 @@ from mesh import completion
 
 from coordinator.openai_answers import generation_answer, scoring_answer
 from coordinator.openai_requests import model_of
-from coordinator.requests import Endpoint, FinishReason, Request
+from coordinator.requests import Endpoint, Request
 from coordinator.tokenizing import ModelTokenizer
 from coordinator.validation import ValidatedLines, validate
 from llmpq.batch import BatchOptions
 from llmpq.frames import Sampling
+from llmpq.schedule.sequence import FinishReason
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"

@@ -6,11 +6,11 @@ import pytest
 
 from coordinator.links import LoadProgress
 from coordinator.reports import PlanMeter
-from coordinator.scheduler import MicroBatch, Piece
-from coordinator.sequence import Sequence
 from llmpq.device import Phase
 from llmpq.frames import FrameOutput, Sampling, StageTiming
 from llmpq.plan import LayerPrecision, Plan, StageMemory, StagePlan
+from llmpq.schedule.scheduler import MicroBatch, Piece
+from llmpq.schedule.sequence import Sequence
 
 PLAN = Plan(
     model="m",

@@ -7,12 +7,12 @@ import pytest
 from bench import Bench
 
 from coordinator.pipeline import frame_of, values_of
-from coordinator.scheduler import Limits, MicroBatch, Scheduler
-from coordinator.sequence import Sequence
 from llmpq.errors import CorruptDataError, InternalError, InvalidInputError
 from llmpq.frames import DataType, Frame, FrameOutput, Sampling, decode_frame, encode_frame
 from llmpq.rpc import open_channel
 from llmpq.rpc.data_plane import ForwardStream
+from llmpq.schedule.scheduler import Limits, MicroBatch, Scheduler
+from llmpq.schedule.sequence import Sequence
 from llmpq.v1 import activation_service_pb2 as pb
 from llmpq.v1.activation_service_pb2_grpc import ActivationServiceStub
 

@@ -7,11 +7,11 @@ from collections import deque
 import pytest
 from fake_stage import answer, next_token, score
 
-from coordinator.scheduler import Limits, MicroBatch, Scheduler
-from coordinator.sequence import Sequence
 from llmpq.device import Phase
 from llmpq.errors import InvalidInputError
 from llmpq.frames import FrameOutput
+from llmpq.schedule.scheduler import Limits, MicroBatch, Scheduler
+from llmpq.schedule.sequence import Sequence
 
 
 def _sequence(number: int, prompt_tokens: int, max_tokens: int) -> Sequence:

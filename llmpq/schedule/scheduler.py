@@ -12,11 +12,11 @@ from collections.abc import Sequence as Values
 from dataclasses import asdict, dataclass
 from itertools import count
 
-from coordinator.sequence import Sequence
 from llmpq.device import Phase
 from llmpq.errors import InvalidInputError
 from llmpq.frames import FrameOutput
 from llmpq.plan import Plan
+from llmpq.schedule.sequence import Sequence
 
 
 @dataclass(frozen=True)

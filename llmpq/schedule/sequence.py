@@ -4,9 +4,16 @@ from array import array
 from collections.abc import Callable
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
+from enum import StrEnum
 
-from coordinator.requests import FinishReason
 from llmpq.frames import Sampling
+
+
+class FinishReason(StrEnum):
+    """Why no further token is generated, in OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
 
 
 @dataclass(eq=False)
