@@ -40,7 +40,7 @@ class Gptq:
             return None
         for pattern, changes in (self.dynamic or {}).items():
             if re.match(pattern.removeprefix(_CHANGED), module):
-                return _stored(from_fields(Gptq, vars(self) | changes))
+                return _stored(from_fields(Gptq, {**vars(self), **changes}))
         return _stored(self)
 
     def _is_quantized(self, module: str) -> bool:
