@@ -1,6 +1,7 @@
 """Which options of a plan can be followed at all."""
 
 from llmpq.errors import InvalidInputError
+from llmpq.model import ModelShape
 from llmpq.plan import INDICATORS, ROUNDING_METHODS, STRATEGIES, PlanOptions
 from llmpq.schemes import GROUP_SIZES, SCHEMES
 
@@ -14,9 +15,7 @@ def check_plan_options(options: PlanOptions) -> None:
     Raises:
         InvalidInputError: Names the option and what it may be.
     """
-    unknown = [name for name in options.allowed_schemes if name not in SCHEMES]
-    if unknown:
-        raise _out_of_range("allowed_schemes", f"no scheme '{unknown[0]}'; there are {', '.join(SCHEMES)}")
+    _check_schemes(options)
     if options.effective_group_size not in GROUP_SIZES:
         sizes = ", ".join(map(str, GROUP_SIZES))
         raise _out_of_range("group_size", f"no group size {options.group_size}; there are {sizes}")
@@ -35,6 +34,17 @@ def check_plan_options(options: PlanOptions) -> None:
             raise _out_of_range(name, f"{value} is not a number from 0 up")
 
 
+def check_layer_schemes(options: PlanOptions, shape: ModelShape) -> None:
+    """Refuses schemes for more or fewer layers than the model has.
+
+    Raises:
+        InvalidInputError: Says how many there are and how many there must be.
+    """
+    num_given = len(options.layer_schemes)
+    if num_given not in {0, shape.num_layers}:
+        raise _out_of_range("layer_schemes", f"{num_given} schemes for a model of {shape.num_layers} layers")
+
+
 def check_strategy(name: str, field: str) -> None:
     """Refuses a strategy that no planner has; empty is the default.
 
@@ -44,6 +54,15 @@ def check_strategy(name: str, field: str) -> None:
     if name and name not in STRATEGIES:
         message = f"{field}: no strategy '{name}'; there are {', '.join(STRATEGIES)}."
         raise InvalidInputError(message, subject=field)
+
+
+def _check_schemes(options: PlanOptions) -> None:
+    for name in ("allowed_schemes", "layer_schemes"):
+        unknown = [scheme for scheme in getattr(options, name) if scheme not in SCHEMES]
+        if unknown:
+            raise _out_of_range(name, f"no scheme '{unknown[0]}'; there are {', '.join(SCHEMES)}")
+    if options.layer_schemes and options.allowed_schemes:
+        raise _out_of_range("layer_schemes", "nothing is left to choose; leave out allowed_schemes")
 
 
 def _out_of_range(name: str, problem: str) -> InvalidInputError:

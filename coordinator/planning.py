@@ -12,6 +12,7 @@ from coordinator.calibration import calibration_samples
 from coordinator.cluster import Member
 from coordinator.links import OnMeasured, PlanProgress, StageLink, create_plan
 from coordinator.measurements import MeasurementCache
+from coordinator.plan_options import check_layer_schemes
 from llmpq.batch import PreviewedPlan
 from llmpq.device import DeviceProfile, LatencyPoint
 from llmpq.errors import PreconditionError, UnavailableError
@@ -84,6 +85,7 @@ class Planning:
         if not usable:
             raise _no_devices(members, work.options)
         shape = await asyncio.to_thread(read_shape, work.model)
+        check_layer_schemes(work.options, shape)  # before minutes of measuring
         profiles = await self._reached(work, shape, usable, report)
         schemes = sorted({scheme for member in profiles for scheme in usable[member]})
         sensitivities = await self._sensitivities(tuple(profiles), work, schemes, report)
@@ -146,7 +148,8 @@ class Planning:
     ) -> tuple[LayerSensitivity, ...]:
         """Normalized sensitivities of all layers; none where there is nothing to choose, or no device for the unit."""
         rated = {*schemes, REFERENCE_SCHEME}
-        if len(schemes) == 1 or not any(REFERENCE_SCHEME in member.description.schemes for member in members):
+        has_choice = len(schemes) > 1 and not work.options.layer_schemes
+        if not has_choice or not any(REFERENCE_SCHEME in member.description.schemes for member in members):
             return ()
         group_size = work.options.effective_group_size
         subject = [ModelFiles.locate(work.model).fingerprint, sorted(schemes), group_size]
@@ -188,7 +191,7 @@ async def _unless_unavailable(profiling: Awaitable[DeviceProfile]) -> DeviceProf
 
 
 def _usable_schemes(member: Member, options: PlanOptions) -> list[str]:
-    allowed = options.allowed_schemes
+    allowed = options.usable_schemes
     return sorted(scheme for scheme in member.description.schemes if not allowed or scheme in allowed)
 
 
@@ -196,7 +199,7 @@ def _no_devices(members: Sequence[Member], options: PlanOptions) -> Precondition
     if not members:
         return PreconditionError("There are no devices: start a stage server.", reason="NO_DEVICES", subject="cluster")
     names = ", ".join(member.device_id for member in members)
-    schemes = ", ".join(options.allowed_schemes)
+    schemes = ", ".join(options.usable_schemes)
     return PreconditionError(
         f"None of the devices ({names}) can run any of the allowed schemes ({schemes}). Allow others.",
         reason="NO_DEVICES",

@@ -74,6 +74,12 @@ class PlanOptions:
     time_limit_s: float = 0.0
     rounding: Rounding = NEAREST
     indicator: str = ""
+    layer_schemes: tuple[str, ...] = ()
+
+    @property
+    def usable_schemes(self) -> tuple[str, ...]:
+        """Schemes that some layer may have; none means all."""
+        return tuple(dict.fromkeys(self.layer_schemes)) or self.allowed_schemes
 
     @property
     def effective_indicator(self) -> str:

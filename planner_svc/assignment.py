@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from planner_svc import placement
 from planner_svc.schedule import Schedule
 
 Floats = NDArray[np.float64]
@@ -12,7 +13,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class AssignmentProblem:
-    """Costs of every choice. All layers have the same shape, so only omega depends on the layer.
+    """Costs of every choice. All layers have the same shape, so only omega depends on the layer, and what it may have.
 
     A row of omega may also stand for a group of g layers, if times and bytes are those of g layers.
 
@@ -25,7 +26,7 @@ class AssignmentProblem:
         link_decode_s: (stages) the same per decode micro-batch.
         layer_bytes: (stages, schemes) bytes of a layer with its KV cache.
         capacity_bytes: (stages) bytes that are left for layers.
-        omega: (layers, schemes) what quantizing costs in quality.
+        omega: (layers, schemes) what quantizing costs in quality; infinite where the layer may not have the scheme.
         theta_s: Seconds that a unit of omega is worth.
         quality_budget: Limit on the sum of omega, or None.
         schedule: Numbers of frames, lanes and rounds.
@@ -64,6 +65,11 @@ class AssignmentProblem:
         """(stages, schemes): whether the stage's device can run the scheme."""
         return np.isfinite(self.layer_decode_s)
 
+    @property
+    def is_allowed(self) -> NDArray[np.bool_]:
+        """(layers, schemes): whether the layer may have the scheme."""
+        return np.isfinite(self.omega)
+
     def quality_only(self) -> "AssignmentProblem":
         """The same layers and memory, with the sum of omega as the only objective."""
         free = {
@@ -84,24 +90,18 @@ class AssignmentProblem:
         decode = _phase_bound(self.layer_decode_s, self.outside_decode_s, self.link_decode_s, self.num_layers)
         return self.schedule.prefill_s(*prefill) + self.schedule.decode_s(*decode)
 
-    def short_bytes(self) -> NDArray[np.int64]:
-        """(stages) bytes that are missing if every layer is stored as compressed as its stage can; zeros if it fits.
-
-        Every stage must hold a layer; what is then missing for the others is charged to the stage where it is least.
-        """
-        smallest = np.where(self.is_usable, self.layer_bytes, np.inf).min(axis=1)
-        short = np.maximum(smallest - self.capacity_bytes, 0.0)
-        capacity = self.capacity_bytes + short
-        held = np.floor(capacity / smallest)
-        homeless = self.num_layers - held.sum()
-        if homeless > 0:
-            missing = (held + homeless) * smallest - capacity
-            short[missing.argmin()] += missing.min()
-        return np.asarray(short, dtype=np.int64)
+    def short_bytes(self) -> Floats:
+        """(stages) bytes that are missing if every layer is as compressed as may be; see `placement.short_bytes`."""
+        return placement.short_bytes(self._smallest_bytes(), self.capacity_bytes)
 
     def fits(self) -> bool:
         """Whether any assignment fits the memory."""
-        return not self.short_bytes().any()
+        return placement.fits(self._smallest_bytes(), self.capacity_bytes)
+
+    def _smallest_bytes(self) -> Floats:
+        """(stages, layers) bytes of each layer at the most compressed scheme that stage and layer admit."""
+        can_have = self.is_usable[:, None, :] & self.is_allowed[None, :, :]
+        return np.asarray(np.where(can_have, self.layer_bytes[:, None, :], np.inf).min(axis=2))
 
 
 def _phase_bound(layer_s: Floats, outside_s: Floats, link_s: Floats, num_layers: int) -> tuple[float, float]:

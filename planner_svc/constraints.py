@@ -115,6 +115,12 @@ def run_only_what_devices_can(v: Variables, p: Parameters) -> list[cp.Constraint
     return [_named("scheme-count-lower", v.count >= 0), _named("scheme-count-upper", v.count <= p.max_count)]
 
 
+def allow_only_given_schemes(v: Variables, is_allowed: np.ndarray) -> list[cp.Constraint]:
+    """z[i,j,k] = 0 for every stage j, where layer i may not have scheme k."""
+    forbidden = np.tile(~is_allowed, (1, len(v.per_stage)))
+    return [_named("scheme-allowed", v.choice[forbidden] == 0)] if forbidden.any() else []
+
+
 def fit_memory(v: Variables, p: Parameters) -> list[cp.Constraint]:
     """Sum_k n[j,k] * BYTES[j,k] <= CAPACITY[j]."""
     return [_named("memory", v.per_stage @ cp.multiply(p.memory_share, v.count) <= 1)]
@@ -154,8 +160,8 @@ def close_the_loop(v: Variables, p: Parameters) -> list[cp.Constraint]:
 
 def sum_losses(v: Variables, omega: np.ndarray, quality_budget: float | None) -> list[cp.Constraint]:
     """Q = Sum_ijk OMEGA[i,k] * z[i,j,k], and Q <= BUDGET if there is one."""
-    num_stages = len(v.per_stage)
-    rows = [_named("loss", v.loss == cp.sum(cp.multiply(np.tile(omega, (1, num_stages)), v.choice)))]
+    finite = np.where(np.isfinite(omega), omega, 0.0)
+    rows = [_named("loss", v.loss == cp.sum(cp.multiply(np.tile(finite, (1, len(v.per_stage))), v.choice)))]
     if quality_budget is not None:
         rows.append(_named("quality-budget", v.loss <= quality_budget))
     return rows

@@ -57,6 +57,7 @@ class AssignmentModel:
                 *rows.keep_stages_contiguous(v),
                 *rows.use_every_stage(v),
                 *rows.run_only_what_devices_can(v, p),
+                *rows.allow_only_given_schemes(v, like.is_allowed),
                 *rows.fit_memory(v, p),
                 *rows.time_prefill(v, p),
                 *rows.time_decode(v, p),

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
-from math import ceil, inf
+from math import ceil, inf, isfinite
 
 from llmpq.errors import DoesNotFitError, PreconditionError
 from llmpq.plan import Plan
 from planner_svc.assignment import AssignmentProblem
 from planner_svc.milp import AssignmentModel
-from planner_svc.space import Candidate, SearchSpace
+from planner_svc.space import Candidate, SearchSpace, cannot_run_given_schemes
 
 #: Improvements that are not worth searching for, as a share of the objective: far below what predictions are good to.
 SEARCH_TOLERANCE = 0.002
@@ -172,14 +172,18 @@ class Search:
         """Names the devices that are short in the candidate that is short of the fewest bytes."""
         short, order = min(
             ((self._space.problem(candidate).short_bytes(), candidate.order) for candidate in self._space.candidates),
-            key=lambda entry: int(entry[0].sum()),
+            key=lambda entry: float(entry[0].sum()),
         )
-        short_bytes = {device_id: int(size) for device_id, size in zip(order, short, strict=True) if size}
+        if not isfinite(short.sum()):
+            raise cannot_run_given_schemes()
+        short_bytes = {device_id: ceil(size) for device_id, size in zip(order, short, strict=True) if size}
         worst = max(short_bytes, key=lambda device_id: short_bytes[device_id])
+        is_given = self._space.options.layer_schemes
+        compressed = "at the schemes given to its layers" if is_given else "however much it is compressed"
         missing = " and ".join(f"device {device_id} is {size:,} bytes short" for device_id, size in short_bytes.items())
         return DoesNotFitError(
-            f"The model does not fit, however much it is compressed: at best, {missing}. Give so much larger memory "
-            "budgets, add a device, allow lower precisions, or shorten the sequences.",
+            f"The model does not fit, {compressed}: at best, {missing}. Give so much larger memory budgets, add a "
+            "device, allow lower precisions, or shorten the sequences.",
             subject=worst,
             metadata={"short_bytes": str(short_bytes[worst])},
         )

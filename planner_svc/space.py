@@ -47,7 +47,7 @@ class SearchSpace:
 
     Raises:
         InvalidInputError: A sensitivity is missing.
-        PreconditionError: No device can run any of the allowed schemes.
+        PreconditionError: No device can run any of the allowed schemes, or one of the given ones.
     """
 
     def __init__(self, cost: CostModel) -> None:
@@ -62,7 +62,7 @@ class SearchSpace:
                 reason="NO_USABLE_SCHEME",
                 subject="problem.options.allowed_schemes",
             )
-        self.omega = omega_matrix(cost.problem.sensitivities, cost.shape.num_layers, self.schemes)
+        self.omega = self._omega()
         group_size = self.options.effective_group_size
         self._weight_bytes = [layer_bytes(cost.shape, _precision(scheme, group_size)) for scheme in self.schemes]
 
@@ -164,8 +164,18 @@ class SearchSpace:
     def _usable(self, device_id: str) -> frozenset[str]:
         """Schemes that are allowed, that the device can run and that it has points for."""
         description = self.cost.devices[device_id].description
-        allowed = self.options.allowed_schemes or tuple(SCHEMES)
+        allowed = self.options.usable_schemes or tuple(SCHEMES)
         return self.cost.latencies[device_id].schemes & set(description.schemes) & set(allowed)
+
+    def _omega(self) -> Floats:
+        """(layers, schemes) omega, infinite where the options give the layer another scheme."""
+        omega = omega_matrix(self.cost.problem.sensitivities, self.cost.shape.num_layers, self.schemes)
+        given = np.array(self.options.layer_schemes)
+        if not given.size:
+            return omega
+        if not set(self.options.layer_schemes) <= set(self.schemes):
+            raise cannot_run_given_schemes()
+        return np.where(given[:, None] == np.array(self.schemes), omega, np.inf)
 
     def _decode_sizes(self, num_lanes: int, most: int) -> list[int]:
         if self.options.decode_micro_batch:
@@ -251,6 +261,15 @@ class SearchSpace:
         ]
         free = np.array([memory.budget_bytes - memory.used_bytes for memory in memories], dtype=float)
         return np.asarray(free - TOLERANCE * np.abs(free))
+
+
+def cannot_run_given_schemes() -> PreconditionError:
+    """The error where no pipeline of the devices has for each layer a stage that can run the scheme given to it."""
+    return PreconditionError(
+        "No pipeline of the devices can run every layer at the scheme given to it. Give others, or add a device.",
+        reason="NO_USABLE_SCHEME",
+        subject="problem.options.layer_schemes",
+    )
 
 
 def _precision(scheme: str, group_size: int) -> LayerPrecision:

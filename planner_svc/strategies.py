@@ -1,16 +1,18 @@
 """The strategies by name. Each takes a search space and returns an evaluated plan."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
+from typing import TypeVar
 
 from llmpq.errors import DoesNotFitError, PreconditionError
 from llmpq.plan import STRATEGIES as STRATEGY_NAMES
 from llmpq.plan import Plan
 from llmpq.schemes import SCHEMES
-from planner_svc.milp import Assignment
 from planner_svc.search import OnProgress, Search
 from planner_svc.space import Candidate, SearchSpace
 
+T = TypeVar("T")
 Strategy = Callable[[SearchSpace, float, OnProgress], Plan]
 
 
@@ -26,6 +28,8 @@ def llm_pq(space: SearchSpace, deadline: float, on_progress: OnProgress) -> Plan
 def uniform(space: SearchSpace, _deadline: float, _on_progress: OnProgress) -> Plan:
     """Layers split evenly over all devices in the given order, at the highest precision that fits everywhere.
 
+    Where the options give each layer its scheme, only the split is even.
+
     xi is requests / devices, as in the paper; eta and lanes are those with the least predicted time. w8a8 is only
     taken where w8 is not allowed: the strategy is about precision, not about the fastest kernel.
 
@@ -35,8 +39,8 @@ def uniform(space: SearchSpace, _deadline: float, _on_progress: OnProgress) -> P
     """
     order = tuple(space.usable)[: space.cost.shape.num_layers]
     errors: list[PreconditionError] = [_no_common_scheme()]
-    for scheme in _common_schemes(space, order):
-        plans, errors = _price(space, order, scheme)
+    for layer_schemes in _uniform_choices(space, order):
+        plans, errors = _price(space, order, layer_schemes)
         if plans:
             return _within_budget(space, min(plans, key=space.objective_s))
     raise min(errors, key=lambda error: int(error.metadata.get("short_bytes", "0")))
@@ -50,7 +54,8 @@ DEFAULT_STRATEGY = STRATEGY_NAMES[0]
 
 def _no_common_scheme() -> PreconditionError:
     return PreconditionError(
-        "There is no allowed scheme that all devices can run. Allow others, or use the strategy llm-pq.",
+        "There is no allowed scheme that all devices can run, or a device cannot run those given to its layers. Allow "
+        "others, or use the strategy llm-pq.",
         reason="NO_USABLE_SCHEME",
         subject="problem.options.allowed_schemes",
     )
@@ -62,11 +67,22 @@ def _common_schemes(space: SearchSpace, order: tuple[str, ...]) -> list[str]:
     return [scheme for scheme in common if not (scheme == "w8a8" and "w8" in common)]
 
 
-def _price(space: SearchSpace, order: tuple[str, ...], scheme: str) -> tuple[list[Plan], list[PreconditionError]]:
-    """The even plans at one scheme, over the micro-batch sizes; and why others do not fit."""
+def _uniform_choices(space: SearchSpace, order: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """What the layers may have: the schemes given to them, or else one of the common schemes, the most exact first."""
+    given = space.options.layer_schemes
+    if not given:
+        return [(scheme,) * space.cost.shape.num_layers for scheme in _common_schemes(space, order)]
+    shares = zip(order, _even(given, len(order)), strict=True)
+    return [given] if all(set(share) <= space.usable[device_id] for device_id, share in shares) else []
+
+
+def _price(
+    space: SearchSpace, order: tuple[str, ...], layer_schemes: tuple[str, ...]
+) -> tuple[list[Plan], list[PreconditionError]]:
+    """The even plans at these schemes, over the micro-batch sizes; and why others do not fit."""
     plans: list[Plan] = []
     errors: list[PreconditionError] = []
-    assignment = _even(space, len(order), scheme)
+    assignment = _even([space.schemes.index(scheme) for scheme in layer_schemes], len(order))
     for candidate in _uniform_candidates(space, order):
         try:
             plans.append(space.plan(candidate, assignment, "uniform"))
@@ -82,10 +98,11 @@ def _uniform_candidates(space: SearchSpace, order: tuple[str, ...]) -> list[Cand
     return [Candidate(order, setting) for setting in settings]
 
 
-def _even(space: SearchSpace, num_stages: int, scheme: str) -> Assignment:
-    share, rest = divmod(space.cost.shape.num_layers, num_stages)
-    number = space.schemes.index(scheme)
-    return tuple((number,) * (share + (stage < rest)) for stage in range(num_stages))
+def _even(layers: Sequence[T], num_stages: int) -> tuple[tuple[T, ...], ...]:
+    """Consecutive shares of the layers, the first ones larger by one where they cannot be equal."""
+    share, rest = divmod(len(layers), num_stages)
+    cuts = [stage * share + min(stage, rest) for stage in range(num_stages + 1)]
+    return tuple(tuple(layers[first:end]) for first, end in pairwise(cuts))
 
 
 def _within_budget(space: SearchSpace, plan: Plan) -> Plan:

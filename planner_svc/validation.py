@@ -126,6 +126,7 @@ def _check_options(options: PlanOptions, num_devices: int, num_layers: int) -> N
     for name in ("quality_weight", "quality_budget", "time_limit_s"):
         _not_negative(getattr(options, name) or 0.0, f"{field}.{name}")
     _check_schemes(options.allowed_schemes, f"{field}.allowed_schemes")
+    _check_layer_schemes(options, num_layers)
     known = ", ".join(map(str, GROUP_SIZES))
     size = options.effective_group_size
     _require(size in GROUP_SIZES, f"{field}.group_size", f"is {size}; it can be {known}")
@@ -134,6 +135,13 @@ def _check_options(options: PlanOptions, num_devices: int, num_layers: int) -> N
     _in_range(options.num_lanes, 0, MAX_LANES, f"{field}.num_lanes")
     fits = not options.use_all_devices or num_devices <= num_layers
     _require(fits, f"{field}.use_all_devices", f"cannot be met: {num_devices} devices, {num_layers} layers")
+
+
+def _check_layer_schemes(options: PlanOptions, num_layers: int) -> None:
+    field, given = "problem.options.layer_schemes", options.layer_schemes
+    _check_schemes(given, field)
+    _require(len(given) in {0, num_layers}, field, f"has {len(given)} schemes; the model has {num_layers} layers")
+    _require(not (given and options.allowed_schemes), field, "leaves nothing to choose; leave out allowed_schemes")
 
 
 def _check_micro_batch(problem: PlanningProblem, max_payload_bytes: int) -> None:

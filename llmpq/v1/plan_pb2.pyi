@@ -390,6 +390,7 @@ class PlanOptions(_message.Message):
     TIME_LIMIT_S_FIELD_NUMBER: _builtins.int
     ROUNDING_FIELD_NUMBER: _builtins.int
     INDICATOR_FIELD_NUMBER: _builtins.int
+    LAYER_SCHEMES_FIELD_NUMBER: _builtins.int
     quality_weight: _builtins.float
     """Weight theta in seconds per unit of omega: the objective is time + theta * sum(omega)."""
     quality_budget: _builtins.float
@@ -421,6 +422,12 @@ class PlanOptions(_message.Message):
     def rounding(self) -> Global___Rounding:
         """How weights are rounded."""
 
+    @_builtins.property
+    def layer_schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Scheme of each layer, in order, where it is not for the planner to choose: it then decides on everything else. As
+        many as the model has layers, and `allowed_schemes` empty; or none.
+        """
+
     def __init__(
         self,
         *,
@@ -436,10 +443,11 @@ class PlanOptions(_message.Message):
         time_limit_s: _builtins.float = ...,
         rounding: Global___Rounding | None = ...,
         indicator: _builtins.str = ...,
+        layer_schemes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "group_size", b"group_size", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "allowed_schemes", b"allowed_schemes", "decode_micro_batch", b"decode_micro_batch", "group_size", b"group_size", "indicator", b"indicator", "num_lanes", b"num_lanes", "prefill_micro_batch", b"prefill_micro_batch", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding", "strategy", b"strategy", "time_limit_s", b"time_limit_s", "use_all_devices", b"use_all_devices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "allowed_schemes", b"allowed_schemes", "decode_micro_batch", b"decode_micro_batch", "group_size", b"group_size", "indicator", b"indicator", "layer_schemes", b"layer_schemes", "num_lanes", b"num_lanes", "prefill_micro_batch", b"prefill_micro_batch", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding", "strategy", b"strategy", "time_limit_s", b"time_limit_s", "use_all_devices", b"use_all_devices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__group_size: _TypeAlias = _typing.Literal["group_size"]  # noqa: Y015
     _WhichOneofArgType__group_size: _TypeAlias = _typing.Literal["_group_size", b"_group_size"]  # noqa: Y015

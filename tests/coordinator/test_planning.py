@@ -8,7 +8,7 @@ from mesh import completion
 
 from coordinator.calibration import MAX_SAMPLE_TOKENS, calibration_samples
 from llmpq import BatchState, PlanOptions
-from llmpq.errors import NotFoundError, PreconditionError, UnavailableError
+from llmpq.errors import InvalidInputError, NotFoundError, PreconditionError, UnavailableError
 from llmpq.model import read_shape
 from llmpq.plan import LengthBucket
 
@@ -84,6 +84,22 @@ async def test_the_unit_is_rated_even_if_it_may_not_be_used(bench: Bench) -> Non
     ratings = bench.planner.problems[0].sensitivities
     assert {rating.scheme for rating in ratings} == {"w16", "w8"}
     assert sum(rating.omega for rating in ratings if rating.scheme == "w8") == pytest.approx(1)
+
+
+async def test_given_precisions_leave_nothing_to_rate(bench: Bench) -> None:
+    """Where each layer has its scheme, only these are profiled; a wrong number of them is refused before measuring."""
+    num_layers = read_shape(bench.model).num_layers
+    given = ("w16",) + ("w4",) * (num_layers - 1)
+    async with bench.running():
+        stage = await bench.add_stage("a", schemes=("w16", "w8", "w4"))
+        with pytest.raises(InvalidInputError, match=f"1 schemes for a model of {num_layers} layers"):
+            await bench.client.preview_plan(bench.model, WORKLOAD, plan_options=PlanOptions(layer_schemes=("w4",)))
+        assert stage.num_profiled == 0
+        await bench.run(LINES, plan_options=PlanOptions(layer_schemes=given))
+
+    (problem,) = bench.planner.problems
+    assert {point.scheme for point in problem.devices[0].points} == {"w16", "w4", ""}
+    assert (problem.sensitivities, problem.options.layer_schemes) == ((), given)
 
 
 async def test_a_preview_says_what_each_strategy_comes_to(bench: Bench) -> None:

@@ -1,5 +1,6 @@
 """The mixed-integer program against brute force."""
 
+from dataclasses import replace
 from itertools import combinations, pairwise, product
 
 import numpy as np
@@ -102,6 +103,23 @@ def test_budget_equals_brute_force(seed: int) -> None:
     solution = AssignmentModel(problem).solve(problem, time_limit_s=20, relative_gap=0)
     found = np.inf if solution.assignment is None else objective_s(problem, solution.assignment)
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_given_schemes_equal_brute_force(seed: int) -> None:
+    """Where some layers have their scheme given, the program chooses the rest as brute force does, or finds no plan."""
+    problem = random_problem(seed)
+    rng = np.random.default_rng(seed)
+    omega = problem.omega.copy()
+    for layer in range(0, problem.num_layers, 1 + seed % 2):
+        omega[layer, np.arange(problem.num_schemes) != rng.integers(problem.num_schemes)] = np.inf
+    problem = replace(problem, omega=omega)
+    expected = brute_force_s(problem)
+    assert problem.fits() == np.isfinite(expected)
+    if problem.fits():
+        solution = AssignmentModel(problem).solve(problem, time_limit_s=20, relative_gap=0)
+        assert solution.assignment is not None
+        assert objective_s(problem, solution.assignment) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -172,6 +172,64 @@ def test_one_allowed_scheme_is_honoured(problem: PlanningProblem, strategy: str,
 
 
 @pytest.mark.parametrize("strategy", ["llm-pq", "uniform"])
+def test_given_schemes_are_honoured(problem: PlanningProblem, strategy: str) -> None:
+    """Layers whose schemes are given have exactly these, in order; the planner decides the rest."""
+    given = ("w4", "w16", "w3", "w8a8", "w4", "w8")
+    plan = PLANNER.create(with_options(problem, strategy=strategy, layer_schemes=given, use_all_devices=True))
+    assert tuple(schemes_of(plan)) == given
+    assert len(plan.stages) == 2
+
+
+def test_given_schemes_find_a_device_that_runs_them(problem: PlanningProblem) -> None:
+    """Where one device cannot run what the first layers are to have, they go to the other one."""
+    old = device("old", affine_law(), schemes=("w16", "w8"))
+    problem = replace(problem, devices=(old, device("new", affine_law(9.0))))
+    plan = PLANNER.create(with_options(problem, layer_schemes=("w4",) * 2 + ("w16",) * 4))
+    assert plan.stages[0].device_id == "new"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"layer_schemes": ("w3",) + ("w16",) * 5}, "NO_USABLE_SCHEME"),
+        ({"layer_schemes": ("w4", "w16", "w16", "w16", "w16", "w4"), "use_all_devices": True}, "NO_USABLE_SCHEME"),
+        ({"layer_schemes": ("w4",) * 6, "quality_budget": 0.5}, "QUALITY_BUDGET_INFEASIBLE"),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["llm-pq", "uniform"])
+def test_given_schemes_that_cannot_be_met_are_refused(
+    problem: PlanningProblem, strategy: str, options: dict[str, object], reason: str
+) -> None:
+    """No device runs a scheme, no pipeline of all devices has it where it is wanted, or the layers cost too much."""
+    devices = (device("old", affine_law(), schemes=("w16",)), device("new", affine_law(), schemes=("w16", "w4")))
+    if reason == "QUALITY_BUDGET_INFEASIBLE":
+        devices = devices[1:]
+    with pytest.raises(PreconditionError) as caught:
+        PLANNER.create(with_options(replace(problem, devices=devices), strategy=strategy, **options))
+    assert caught.value.reason == reason
+
+
+def test_given_schemes_that_do_not_fit_name_device_and_bytes() -> None:
+    """With the bytes that the error asks for the given schemes fit, and with less they do not."""
+    given = ("w16",) * 10 + ("w4",) * 20
+    problem = memory_tight_problem(layer_schemes=given, use_all_devices=True)
+    devices = tuple(with_budget(profile, 80 * 10**6) for profile in problem.devices)
+    with pytest.raises(DoesNotFitError, match="at the schemes given to its layers") as caught:
+        PLANNER.create(replace(problem, devices=devices))
+    short_bytes = int(caught.value.metadata["short_bytes"])
+    for extra, fits in ((short_bytes - 1000, False), (short_bytes + 1000, True)):
+        enough = tuple(
+            with_budget(profile, 80 * 10**6 + extra * (profile.device_id == caught.value.subject))
+            for profile in devices
+        )
+        if fits:
+            assert tuple(schemes_of(PLANNER.create(replace(problem, devices=enough)))) == given
+        else:
+            with pytest.raises(DoesNotFitError):
+                PLANNER.create(replace(problem, devices=enough))
+
+
+@pytest.mark.parametrize("strategy", ["llm-pq", "uniform"])
 def test_fixed_micro_batches_are_honoured(problem: PlanningProblem, strategy: str) -> None:
     """Sizes fixed by the options appear in the plan as they are."""
     plan = PLANNER.create(
