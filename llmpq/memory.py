@@ -16,27 +16,23 @@ _EMBEDDING_BYTES = 2
 
 
 def layer_bytes(shape: ModelShape, precision: LayerPrecision) -> int:
-    """Bytes of one decoder layer: its matrices with scales and metadata, two norms, and the family's biases."""
+    """Bytes of one decoder layer: its matrices with scales and metadata, its norms and its biases."""
     scheme = SCHEMES[precision.scheme]
-    matrices = sum(scheme.weight_bytes(*matrix, precision.group_size) for matrix in shape.linear_shapes)
-    biases = sum(out_features for out_features, _ in shape.linear_shapes) if _has_biases(shape) else 0
-    return matrices + 2 * norm_bytes(shape) + biases * _FLOAT32_BYTES
-
-
-def norm_bytes(shape: ModelShape) -> int:
-    """Bytes of one norm: a weight vector, and a bias vector where the family has LayerNorm instead of RMSNorm."""
-    vectors = 2 if _has_biases(shape) else 1
-    return vectors * shape.hidden_size * _FLOAT32_BYTES
+    matrices = sum(scheme.weight_bytes(*matrix, precision.group_size) for matrix in shape.linear_shapes.values())
+    return matrices + (shape.num_norm_elements + shape.num_bias_elements) * _FLOAT32_BYTES
 
 
 def embedding_bytes(shape: ModelShape) -> int:
-    """Bytes of the token embedding and of the learned position embedding, if any: (vocab + positions) * hidden * 2."""
-    return (shape.vocab_size + shape.learned_positions) * shape.hidden_size * _EMBEDDING_BYTES
+    """Bytes of the embedding: tokens, and where the model has them learned positions, a projection and a norm."""
+    positions = shape.learned_positions * shape.hidden_size
+    matrices = _vocabulary_elements(shape) + positions + _projection_elements(shape)
+    return matrices * _EMBEDDING_BYTES + shape.num_embedding_norm_elements * _FLOAT32_BYTES
 
 
 def head_bytes(shape: ModelShape) -> int:
-    """Bytes of the final norm and of the head: vocab * hidden * 2 and the norm."""
-    return shape.vocab_size * shape.hidden_size * _EMBEDDING_BYTES + norm_bytes(shape)
+    """Bytes of the head: vocabulary, and where the model has them a projection and the norm before it."""
+    matrices = _vocabulary_elements(shape) + _projection_elements(shape)
+    return matrices * _EMBEDDING_BYTES + shape.num_head_norm_elements * _FLOAT32_BYTES
 
 
 def embedding_head_bytes(shape: ModelShape, *, is_first: bool, is_last: bool) -> int:
@@ -44,7 +40,7 @@ def embedding_head_bytes(shape: ModelShape, *, is_first: bool, is_last: bool) ->
     embedding = embedding_bytes(shape) if is_first else 0
     head = head_bytes(shape) if is_last else 0
     is_shared = is_first and is_last and shape.tied_embeddings
-    return embedding + head - (shape.vocab_size * shape.hidden_size * _EMBEDDING_BYTES if is_shared else 0)
+    return embedding + head - (_vocabulary_elements(shape) * _EMBEDDING_BYTES if is_shared else 0)
 
 
 def kv_bytes(
@@ -95,11 +91,15 @@ def workspace_bytes(
     gathered = decode_sequences * max_sequence_tokens * (2 * shape.kv_size + shape.num_heads)
     decode = decode_sequences * per_row + gathered
 
-    largest_matrix = max(out_features * in_features for out_features, in_features in shape.linear_shapes)
+    largest_matrix = max(out_features * in_features for out_features, in_features in shape.linear_shapes.values())
     logits = decode_sequences * shape.vocab_size * _FLOAT32_BYTES if is_last else 0
     return (max(prefill, decode) + largest_matrix) * activation_bytes + logits
 
 
-def _has_biases(shape: ModelShape) -> bool:
-    """OPT has biases and LayerNorm; the Llama family has neither."""
-    return shape.family == "opt"
+def _vocabulary_elements(shape: ModelShape) -> int:
+    return shape.vocab_size * shape.embedding_size
+
+
+def _projection_elements(shape: ModelShape) -> int:
+    """Elements of the matrix between an embedding or head and a residual stream of another width."""
+    return shape.projected_embedding_size * shape.hidden_size

@@ -2,18 +2,27 @@
 
 import hashlib
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmpq.errors import InvalidInputError, NotFoundError
+from llmpq.families import KNOWN_FAMILIES, traits_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-#: Families that stage servers can run, by `model_type`.
-KNOWN_FAMILIES = ("llama", "opt")
+_AT_LEAST_ONE = (
+    "num_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "vocab_size",
+    "max_positions",
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,11 @@ class ModelShape:
     gated_ffn: bool
     tied_embeddings: bool
     learned_positions: int = 0
+    num_norm_elements: int = 0
+    num_bias_elements: int = 0
+    num_embedding_norm_elements: int = 0
+    num_head_norm_elements: int = 0
+    projected_embedding_size: int = 0
 
     @property
     def kv_size(self) -> int:
@@ -39,18 +53,25 @@ class ModelShape:
         return self.num_kv_heads * self.head_dim
 
     @property
-    def linear_shapes(self) -> tuple[tuple[int, int], ...]:
-        """(out, in) of each weight matrix of a decoder layer: q, k, v, o and the feed-forward ones."""
-        queries = self.num_heads * self.head_dim
-        ffn_in = ((self.intermediate_size, self.hidden_size),) * (2 if self.gated_ffn else 1)
-        return (
-            (queries, self.hidden_size),
-            (self.kv_size, self.hidden_size),
-            (self.kv_size, self.hidden_size),
-            (self.hidden_size, queries),
-            *ffn_in,
-            (self.hidden_size, self.intermediate_size),
-        )
+    def embedding_size(self) -> int:
+        """Width of the embedding and of the head."""
+        return self.projected_embedding_size or self.hidden_size
+
+    @property
+    def stacked_rows(self) -> dict[str, tuple[int, ...]]:
+        """Rows of the weight matrices of a layer, by role: those that read the same input are stacked into one."""
+        return {
+            "qkv": (self.num_heads * self.head_dim, self.kv_size, self.kv_size),
+            "attention_out": (self.hidden_size,),
+            "ffn_in": (self.intermediate_size,) * (2 if self.gated_ffn else 1),
+            "ffn_out": (self.hidden_size,),
+        }
+
+    @property
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of each stacked weight matrix of a decoder layer, by role."""
+        columns = {"attention_out": self.num_heads * self.head_dim, "ffn_out": self.intermediate_size}
+        return {role: (sum(rows), columns.get(role, self.hidden_size)) for role, rows in self.stacked_rows.items()}
 
 
 @dataclass(frozen=True)
@@ -118,6 +139,8 @@ def _read_config(model: str, files: ModelFiles, fingerprint: str) -> "Pretrained
     except Exception as error:  # a damaged file makes the parsers below raise anything
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise _unknown_family(model, f"its configuration cannot be read ({why})") from error
+    if config.model_type == "gemma3":  # with a vision tower; what is served is the text model inside it
+        config = config.text_config
     if config.model_type not in KNOWN_FAMILIES:
         raise _unknown_family(model, f"its family is '{config.model_type}'")
     return config
@@ -126,38 +149,51 @@ def _read_config(model: str, files: ModelFiles, fingerprint: str) -> "Pretrained
 def read_shape(model: str) -> ModelShape:
     """Reads a model's dimensions; raises as `read_config`, also for dimensions that no model can have."""
     shape = shape_of(read_config(model))
-    counts = {
-        field: value for field, value in asdict(shape).items() if type(value) is int and field != "learned_positions"
-    }
-    absurd = [field for field, value in counts.items() if value < 1]
-    if absurd or shape.num_heads % shape.num_kv_heads or shape.hidden_size % shape.num_heads:
-        wrong = f"{absurd[0]} is {counts[absurd[0]]}" if absurd else "hidden size and numbers of heads do not divide"
-        raise InvalidInputError(f"The configuration of the model at '{model}' is wrong: {wrong}.", subject="model")
+    absurd = [f"{field} is {getattr(shape, field)}" for field in _AT_LEAST_ONE if getattr(shape, field) < 1]
+    if not absurd and shape.num_heads % shape.num_kv_heads:
+        absurd = [f"{shape.num_kv_heads} key/value heads do not divide {shape.num_heads} heads"]
+    if absurd:
+        raise InvalidInputError(f"The configuration of the model at '{model}' is wrong: {absurd[0]}.", subject="model")
     return shape
 
 
 def shape_of(config: "PretrainedConfig") -> ModelShape:
-    """The dimensions that a configuration describes; optimum evens out the families' names for them."""
-    from optimum.utils import NormalizedConfigManager  # noqa: PLC0415 see read_config
-
-    normalized = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
-    num_heads = normalized.num_attention_heads
-    hidden_size = normalized.hidden_size
-    is_opt = config.model_type == "opt"
-    return ModelShape(
+    """The dimensions that a configuration of one of KNOWN_FAMILIES describes."""
+    traits = traits_of(config)
+    normalized = _normalized(config)
+    hidden_size, num_heads = normalized.hidden_size, normalized.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or hidden_size // num_heads
+    norm = traits.vectors_per_norm * hidden_size
+    shape = ModelShape(
         family=config.model_type,
         num_layers=normalized.num_layers,
         hidden_size=hidden_size,
-        intermediate_size=config.ffn_dim if is_opt else config.intermediate_size,
+        intermediate_size=traits.intermediate_size,
         num_heads=num_heads,
         num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
-        head_dim=getattr(config, "head_dim", None) or hidden_size // num_heads,
+        head_dim=head_dim,
         vocab_size=normalized.vocab_size,
-        max_positions=config.max_position_embeddings,
-        gated_ffn=not is_opt,
+        max_positions=traits.max_positions,
+        gated_ffn=traits.is_gated,
         tied_embeddings=bool(config.tie_word_embeddings),
-        learned_positions=config.max_position_embeddings + 2 if is_opt else 0,
+        learned_positions=traits.learned_positions,
+        num_norm_elements=traits.num_norms * norm + (2 * head_dim if traits.has_head_norms else 0),
+        num_embedding_norm_elements=norm if traits.has_embedding_norm else 0,
+        num_head_norm_elements=norm if traits.has_final_norm else 0,
+        projected_embedding_size=traits.projected_embedding_size,
     )
+    num_biases = sum(shape.linear_shapes[role][0] for role in traits.biased)
+    return replace(shape, num_bias_elements=num_biases)
+
+
+def _normalized(config: "PretrainedConfig") -> Any:
+    """The configuration under one set of names; optimum evens them out for the families that it knows."""
+    from optimum.utils import NormalizedConfigManager, NormalizedTextConfig  # noqa: PLC0415 see read_config
+
+    try:
+        return NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
+    except KeyError:
+        return NormalizedTextConfig(config)
 
 
 def _unknown_family(model: str, why: str) -> InvalidInputError:

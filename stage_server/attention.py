@@ -1,76 +1,146 @@
-"""Rotary positions, and attention of new tokens over the cache without padding rows."""
+"""Attention of new tokens over the cache, without padding rows."""
+
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from stage_server.kv_cache import LayerCache
-from stage_server.layout import BatchLayout
+from stage_server.positions import Positions, first_seen
+
+#: Rows whose capped scores exist at a time: PyTorch's fused attention cannot cap, so they are materialized.
+_CAPPED_ROWS = 128
 
 
-class Rotary:
-    """Rotates queries and keys by their positions, in Hugging Face's layout of halves.
+@dataclass(frozen=True)
+class Attention:
+    """How the queries of one layer attend.
 
-    Args:
-        frequencies: (head_dim / 2,) angle per position.
-        scale: Factor on the result.
+    Attributes:
+        scale: Factor on the products of queries and keys.
+        window: How many tokens a query sees, its own the last of them; None is all.
+        soft_cap: c of `c tanh(score / c)`; None without.
     """
 
-    def __init__(self, frequencies: torch.Tensor, scale: float) -> None:
-        self._frequencies = frequencies
-        self._scale = scale
+    scale: float
+    window: int | None = None
+    soft_cap: float | None = None
 
-    def table(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of (rows,) positions, each (rows, 1, head_dim) float32; one table serves every layer."""
-        angles = positions[:, None].float() * self._frequencies[None, :]
-        angles = torch.cat((angles, angles), dim=-1)[:, None, :]
-        return angles.cos() * self._scale, angles.sin() * self._scale
+    def __call__(self, queries: torch.Tensor, cache: LayerCache, positions: Positions) -> torch.Tensor:
+        """Causal attention of the new tokens over what is cached of their own sequences, new tokens included.
 
-    @staticmethod
-    def rotate(heads: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Rotates (rows, heads, head_dim)."""
-        cosines, sines = table
-        first, second = heads.chunk(2, dim=-1)
-        turned = torch.cat((-second, first), dim=-1)
-        return heads * cosines.to(heads.dtype) + turned * sines.to(heads.dtype)
+        Args:
+            queries: (rows, heads, head_dim); heads is a multiple of the cache's kv heads.
+            cache: Holds the new tokens already.
+            positions: Of the rows.
+
+        Returns:
+            (rows, heads * head_dim).
+        """
+        layout = positions.layout
+        if layout.is_one_token_each:
+            return self._one_token_each(queries, cache, positions)
+        outputs = [
+            self._one_sequence(rows, cache, positions, sequence)
+            for sequence, rows in enumerate(queries.split_with_sizes(layout.counts))
+        ]
+        return torch.cat(outputs)
+
+    def _one_token_each(self, queries: torch.Tensor, cache: LayerCache, positions: Positions) -> torch.Tensor:
+        """All sequences at once; the query heads that share a kv head stand where SDPA expects query positions."""
+        layout = positions.layout
+        keys, values = cache.gather(layout, first_seen(min(layout.ends) - 1, self.window))
+        num_sequences, num_kv_heads = keys.shape[:2]
+        grouped = queries.view(num_sequences, num_kv_heads, -1, queries.shape[-1])
+        mask = positions.decode_mask(self.window)
+        if self.soft_cap is None:
+            attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=self.scale)
+        else:
+            attended = _capped(grouped, keys, values, mask, scale=self.scale, soft_cap=self.soft_cap)
+        return attended.reshape(num_sequences, -1)
+
+    def _one_sequence(
+        self, queries: torch.Tensor, cache: LayerCache, positions: Positions, sequence: int
+    ) -> torch.Tensor:
+        num_rows, num_heads, head_dim = queries.shape
+        num_kv_heads = cache.keys.shape[1]
+        layout = positions.layout
+        slot, seen = (
+            layout.slots[sequence],
+            slice(first_seen(layout.starts[sequence], self.window), layout.ends[sequence]),
+        )
+        keys, values = cache.keys[slot, :, seen], cache.values[slot, :, seen]
+        grouped = queries.view(num_rows, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)
+        if self.soft_cap is None:
+            sharing = num_heads // num_kv_heads
+            keys, values = (heads[:, None].expand(-1, sharing, -1, -1) for heads in (keys, values))
+            mask = positions.prefill_mask(sequence, self.window)
+            attended = scaled_dot_product_attention(
+                grouped, keys, values, attn_mask=mask, is_causal=mask is None, scale=self.scale
+            )
+        else:
+            visible = positions.visible(sequence, self.window)
+            attended = _capped_rows(grouped, keys, values, visible, scale=self.scale, soft_cap=self.soft_cap)
+        return attended.permute(2, 0, 1, 3).reshape(num_rows, -1)
 
 
-def attend(queries: torch.Tensor, cache: LayerCache, layout: BatchLayout) -> torch.Tensor:
-    """Causal attention of the new tokens over everything cached of their own sequences, new tokens included.
+def _capped_rows(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    visible: torch.Tensor,
+    *,
+    scale: float,
+    soft_cap: float,
+) -> torch.Tensor:
+    """`_capped` of one sequence, some rows at a time: scores of all of them would take more than the cache they read.
 
     Args:
-        queries: (rows, heads, head_dim); heads is a multiple of the cache's kv heads.
-        cache: Holds the new tokens already.
-        layout: Which rows belong to which sequence.
+        queries: (kv heads, sharing, rows, head_dim).
+        keys: (kv heads, keys, head_dim).
+        values: Like keys.
+        visible: Bool (rows, keys).
+        scale: See Attention.
+        soft_cap: See Attention.
 
     Returns:
-        (rows, heads * head_dim).
+        Like queries.
     """
-    if layout.is_one_token_each:
-        return _attend_one_token_each(queries, cache, layout)
-    outputs = []
-    for slot, start, rows in zip(layout.slots, layout.starts, queries.split_with_sizes(layout.counts), strict=True):
-        outputs.append(_attend_one_sequence(rows, cache, slot, start))
-    return torch.cat(outputs)
+    sharing = queries.shape[1]
+    attended = [
+        _capped(rows.flatten(1, 2), keys, values, seen.repeat(sharing, 1), scale=scale, soft_cap=soft_cap).view(
+            rows.shape
+        )
+        for rows, seen in zip(
+            torch.split(queries, _CAPPED_ROWS, dim=2), torch.split(visible, _CAPPED_ROWS), strict=True
+        )
+    ]
+    return torch.cat(attended, dim=2)
 
 
-def _attend_one_token_each(queries: torch.Tensor, cache: LayerCache, layout: BatchLayout) -> torch.Tensor:
-    """All sequences at once; the query heads that share a kv head stand where SDPA expects query positions."""
-    keys, values = cache.gather(layout)
-    num_sequences, num_kv_heads = keys.shape[:2]
-    grouped = queries.view(num_sequences, num_kv_heads, -1, queries.shape[-1])
-    mask = layout.is_cached if len(set(layout.ends)) > 1 else None
-    return scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).reshape(num_sequences, -1)
+def _capped(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    visible: torch.Tensor | None,
+    *,
+    scale: float,
+    soft_cap: float,
+) -> torch.Tensor:
+    """Attention whose scores are capped before they are masked (Gemma 2, arXiv 2408.00118, section 2).
 
+    Args:
+        queries: (..., queries, head_dim).
+        keys: (..., keys, head_dim).
+        values: Like keys.
+        visible: Bool, broadcasts to (..., queries, keys); None is everything.
+        scale: Factor on the products of queries and keys.
+        soft_cap: See Attention.
 
-def _attend_one_sequence(queries: torch.Tensor, cache: LayerCache, slot: int, start: int) -> torch.Tensor:
-    num_rows, num_heads, head_dim = queries.shape
-    end = start + num_rows
-    num_kv_heads = cache.keys.shape[1]
-    sharing = num_heads // num_kv_heads
-    keys, values = (cached[slot, :, None, :end].expand(-1, sharing, -1, -1) for cached in (cache.keys, cache.values))
-    grouped = queries.view(num_rows, num_kv_heads, sharing, head_dim).permute(1, 2, 0, 3)
-    mask = None
-    if start:
-        mask = torch.ones(num_rows, end, dtype=torch.bool, device=queries.device).tril(start)
-    attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, is_causal=not start)
-    return attended.permute(2, 0, 1, 3).reshape(num_rows, -1)
+    Returns:
+        (..., queries, head_dim).
+    """
+    scores = (queries @ keys.mT).mul_(scale / soft_cap).tanh_().mul_(soft_cap)
+    if visible is not None:
+        scores = scores.masked_fill_(~visible, -torch.inf)
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype) @ values

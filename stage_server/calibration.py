@@ -15,7 +15,7 @@ from stage_server.families import DecoderSpec
 from stage_server.kv_cache import KvCache
 from stage_server.layout import BatchLayout
 from stage_server.loader import ModelLoader
-from stage_server.model_slice import rotary_of
+from stage_server.positions import PositionEncoding
 from stage_server.source import SourceLayer
 
 _EXACT = LayerPrecision("w16")
@@ -80,16 +80,13 @@ def calibrated_layers(
         dtype=device.compute_dtype,
         device=device.torch_device,
     )
-    rotary = rotary_of(spec, device.torch_device)
-    tables = [rotary.table(layout.positions) if rotary is not None else None for layout in layouts]
+    encoding = PositionEncoding(spec, device.torch_device, device.compute_dtype)
+    positions = [encoding.at(layout) for layout in layouts]
     for index in range(spec.num_layers if end_layer is None else end_layer):
         source = loader.source.layer(index)
         layer = loader.build_layer(source, _EXACT)
         inputs = _record_inputs(layer, new_statistics)
-        states = [
-            layer.forward(state, layout, cache.layers[0], table)
-            for state, layout, table in zip(states, layouts, tables, strict=True)
-        ]
+        states = [layer.forward(state, at, cache.layers[0]) for state, at in zip(states, positions, strict=True)]
         yield CalibratedLayer(index, source, inputs)
 
 

@@ -14,53 +14,71 @@ LOGIT_ROWS = 16
 
 @dataclass(frozen=True)
 class Embedding:
-    """Token embedding, with learned positions added where the family has them.
+    """Token embedding: scaled, projected, with learned positions added, and normed, where the family does so.
 
     Attributes:
-        tokens: (vocabulary, hidden), 16 bits.
+        tokens: (vocabulary, embedding), 16 bits; embedding is hidden unless it is projected.
         positions: (positions, hidden), 16 bits, or None.
         position_offset: Row that belongs to position 0.
+        scale: Factor on embedded tokens, rounded to the type computed in as in transformers.
+        projection: To the width of the residual stream.
     """
 
     tokens: torch.Tensor
-    positions: torch.Tensor | None
-    position_offset: int
     compute_dtype: torch.dtype
+    positions: torch.Tensor | None = None
+    position_offset: int = 0
+    scale: float = 1.0
+    projection: QuantizedLinear | None = None
+    norm: Norm | None = None
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of both tables."""
-        return self.tokens.nbytes + (self.positions.nbytes if self.positions is not None else 0)
+        """Bytes of both tables, projection and norm."""
+        tables = self.tokens.nbytes + (self.positions.nbytes if self.positions is not None else 0)
+        return tables + _bytes_of(self.projection, self.norm)
 
     def forward(self, token_ids: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
         """Hidden states (rows, hidden) of (rows,) int token ids."""
         hidden = self.tokens[token_ids.long()].to(self.compute_dtype)
+        if self.scale != 1:
+            hidden = hidden * torch.tensor(self.scale, dtype=self.compute_dtype)
+        if self.projection is not None:
+            hidden = self.projection.forward(hidden)
         if self.positions is not None:
             hidden = hidden + self.positions[layout.positions + self.position_offset].to(self.compute_dtype)
-        return hidden
+        return hidden if self.norm is None else self.norm(hidden)
 
 
 @dataclass(frozen=True)
 class Head:
-    """Final norm and projection to the vocabulary.
+    """From the last hidden states to logits.
 
     Attributes:
-        is_shared: The projection is this stage's embedding, in the same memory.
+        vocabulary: (vocabulary, embedding).
+        is_shared: `vocabulary` is this stage's embedding, in the same memory.
+        norm: Of what it reads.
+        projection: From the width of the residual stream to that of the embedding, behind the norm.
+        soft_cap: c of `c tanh(logit / c)`.
     """
 
-    norm: Norm | None
-    projection: QuantizedLinear
+    vocabulary: QuantizedLinear
     is_shared: bool
+    norm: Norm | None = None
+    projection: QuantizedLinear | None = None
+    soft_cap: float | None = None
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of norm and projection, as far as they are the head's own."""
-        projection = 0 if self.is_shared else self.projection.memory_bytes
-        return projection + (self.norm.memory_bytes if self.norm is not None else 0)
+        """Bytes of the parts, as far as they are the head's own."""
+        return (0 if self.is_shared else self.vocabulary.memory_bytes) + _bytes_of(self.projection, self.norm)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(rows, vocabulary) float32 of (rows, hidden)."""
-        return self.projection.forward(self.norm(hidden) if self.norm is not None else hidden).float()
+        normed = hidden if self.norm is None else self.norm(hidden)
+        projected = normed if self.projection is None else self.projection.forward(normed)
+        logits = self.vocabulary.forward(projected).float()
+        return logits if self.soft_cap is None else logits.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
 
     def scores(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Log-probability (rows,) float32 of each row's (rows,) int64 target token."""
@@ -70,3 +88,7 @@ class Head:
             log_probabilities = torch.log_softmax(self.logits(hidden[rows]), dim=-1)
             scores[rows] = log_probabilities.gather(1, targets[rows, None])[:, 0]
         return scores
+
+
+def _bytes_of(projection: QuantizedLinear | None, norm: Norm | None) -> int:
+    return sum(part.memory_bytes for part in (projection, norm) if part is not None)

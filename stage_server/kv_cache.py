@@ -30,13 +30,15 @@ class LayerCache:
             self.values[slot, :, start:end] = values[row : row + count].transpose(0, 1)
             row += count
 
-    def gather(self, layout: BatchLayout) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the layout's slots up to its longest sequence: (sequences, kv heads, tokens, head dim)."""
-        longest = max(layout.ends)
-        if layout.contiguous_slots is not None:
-            slots = layout.contiguous_slots
-            return self.keys[slots, :, :longest], self.values[slots, :, :longest]
-        return self.keys[layout.slot_index, :, :longest], self.values[layout.slot_index, :, :longest]
+    def gather(self, layout: BatchLayout, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the layout's slots, from a position to the end of the longest sequence.
+
+        Returns:
+            Two of (sequences, kv heads, tokens, head dim).
+        """
+        seen = slice(first, max(layout.ends))
+        slots = layout.slot_index if layout.contiguous_slots is None else layout.contiguous_slots
+        return self.keys[slots, :, seen], self.values[slots, :, seen]
 
 
 class KvCache:

@@ -58,9 +58,3 @@ class BatchLayout:
         if self.slots == tuple(range(first, first + len(self.slots))):
             return slice(first, first + len(self.slots))
         return None
-
-    @cached_property
-    def is_cached(self) -> torch.Tensor:
-        """(sequences, 1, 1, max end) bool: which cached tokens each sequence's last row may attend to."""
-        ends = torch.tensor(self.ends, device=self.device)
-        return (torch.arange(max(self.ends), device=self.device) < ends[:, None])[:, None, None, :]

@@ -7,7 +7,7 @@ import torch
 from llmpq.plan import NEAREST, LayerPrecision, Rounding
 from quantizer.linear import QuantizedLinear, build_linear
 from quantizer.methods import round_weight, to_sixteen_bits
-from stage_server.decoder_layer import DecoderLayer, LayerLinears, Norm
+from stage_server.decoder_layer import DecoderLayer, LayerLinears, LayerNorms, Norm
 from stage_server.ends import Embedding, Head
 from stage_server.source import ModelSource, SourceLayer, SourceLinear, SourceNorm
 
@@ -36,8 +36,8 @@ class ModelLoader:
     def build_layer(self, source: SourceLayer, precision: LayerPrecision, rounding: Rounding = NEAREST) -> DecoderLayer:
         """Quantizes a layer onto the device; raises InvalidInputError for an unknown precision or rounding."""
         linears = {role: self._quantize(linear, precision, rounding) for role, linear in source.linears.items()}
-        norms = self._norm(source.attention_norm), self._norm(source.ffn_norm)
-        return DecoderLayer(self.spec, *norms, LayerLinears(**linears))
+        norms = {role: self._norm(norm) for role, norm in source.norms.items()}
+        return DecoderLayer(self.spec, source.index, LayerNorms(**norms), LayerLinears(**linears))
 
     def load_layers(
         self, first: int, precisions: tuple[LayerPrecision, ...], rounding: Rounding = NEAREST
@@ -48,21 +48,33 @@ class ModelLoader:
 
     def load_embedding(self) -> Embedding:
         """Loads the embedding in 16 bits."""
-        positions = self.source.position_embedding()
+        positions, projection = self.source.position_embedding(), self.source.embedding_projection()
+        norm = self.source.embedding_norm()
         return Embedding(
             tokens=self._to_device_16(self.source.token_embedding()),
+            compute_dtype=self._dtype,
             positions=self._to_device_16(positions) if positions is not None else None,
             position_offset=self.spec.position_offset,
-            compute_dtype=self._dtype,
+            scale=self.spec.embedding_scale,
+            projection=self._sixteen_bit_linear(projection) if projection is not None else None,
+            norm=self._norm(norm) if norm is not None else None,
         )
 
     def load_head(self, embedding: Embedding | None) -> Head:
         """Loads final norm and head in 16 bits; a tied head uses the embedding's memory where the stage has both."""
-        norm = self.source.final_norm()
+        norm, projection = self.source.final_norm(), self.source.head_projection()
         is_shared = self.source.is_tied and embedding is not None
         weight = embedding.tokens if is_shared and embedding is not None else self.source.head()
-        projection = self._quantize(SourceLinear(weight, None), _HEAD_PRECISION, NEAREST)
-        return Head(self._norm(norm) if norm is not None else None, projection, is_shared=is_shared)
+        return Head(
+            vocabulary=self._sixteen_bit_linear(weight),
+            is_shared=is_shared,
+            norm=self._norm(norm) if norm is not None else None,
+            projection=self._sixteen_bit_linear(projection) if projection is not None else None,
+            soft_cap=self.spec.logit_soft_cap,
+        )
+
+    def _sixteen_bit_linear(self, weight: torch.Tensor) -> QuantizedLinear:
+        return self._quantize(SourceLinear(weight, None), _HEAD_PRECISION, NEAREST)
 
     def _quantize(self, linear: SourceLinear, precision: LayerPrecision, rounding: Rounding) -> QuantizedLinear:
         rounded = round_weight(linear.weight.to(self._device), precision, rounding)
@@ -71,8 +83,8 @@ class ModelLoader:
     def _norm(self, norm: SourceNorm) -> Norm:
         return Norm(
             kind=self.spec.norm_kind,
-            weight=norm.weight.to(self._device, self._dtype),
-            bias=norm.bias.to(self._device, self._dtype) if norm.bias is not None else None,
+            weight=norm.weight.to(self._device, torch.float32) if norm.weight is not None else None,
+            bias=norm.bias.to(self._device, torch.float32) if norm.bias is not None else None,
             eps=self.spec.norm_eps,
         )
 

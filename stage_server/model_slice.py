@@ -5,12 +5,11 @@ from dataclasses import dataclass
 import torch
 
 from llmpq.frames import Frame, FrameOutput
-from stage_server.attention import Rotary
 from stage_server.decoder_layer import DecoderLayer
 from stage_server.ends import Embedding, Head
-from stage_server.families import DecoderSpec
 from stage_server.kv_cache import KvCache
 from stage_server.layout import BatchLayout
+from stage_server.positions import PositionEncoding
 from stage_server.sampling import sample
 
 
@@ -22,13 +21,13 @@ class ModelSlice:
         layers: At least one.
         embedding: On the first stage.
         head: On the last stage.
-        rotary: None if the family has learned positions.
+        encoding: What the layers know of positions.
     """
 
     layers: tuple[DecoderLayer, ...]
     embedding: Embedding | None
     head: Head | None
-    rotary: Rotary | None
+    encoding: PositionEncoding
 
     @property
     def layer_bytes(self) -> int:
@@ -52,9 +51,9 @@ class ModelSlice:
             (rows, hidden).
         """
         hidden = inputs if self.embedding is None else self.embedding.forward(inputs, layout)
-        table = self.rotary.table(layout.positions) if self.rotary is not None else None
+        positions = self.encoding.at(layout)
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            hidden = layer.forward(hidden, layout, layer_cache, table)
+            hidden = layer.forward(hidden, positions, layer_cache)
         return hidden
 
     def results(self, hidden: torch.Tensor, layout: BatchLayout, frame: Frame) -> torch.Tensor:
@@ -78,10 +77,3 @@ class ModelSlice:
         logits = head.logits(hidden[last_rows])
         sampling = [frame.sampling[index] for index in emitting] if frame.sampling else []
         return sample(logits, sampling, [layout.ends[index] for index in emitting])
-
-
-def rotary_of(spec: DecoderSpec, device: torch.device) -> Rotary | None:
-    """The rotation of a family that has one."""
-    if spec.rotary_frequencies is None:
-        return None
-    return Rotary(spec.rotary_frequencies.to(device), spec.rotary_scale)

@@ -13,7 +13,7 @@ from stage_server.device import ComputeDevice
 from stage_server.kv_cache import KvCache
 from stage_server.layout import BatchLayout
 from stage_server.loader import ModelLoader
-from stage_server.model_slice import rotary_of
+from stage_server.positions import PositionEncoding
 
 #: (sequences, prompt tokens) of the prefill points. Small, because they are measured before the first batch can start;
 #: spread over both axes, because attention grows with the square of the second.
@@ -103,9 +103,8 @@ class LayerProfiler:
         )
         layout = self._layout(num_sequences, num_tokens, past=past)
         hidden = self._hidden(layout.num_rows)
-        rotary = rotary_of(spec, self._device.torch_device)
-        table = rotary.table(layout.positions) if rotary is not None else None
-        return partial(forward, hidden, layout, cache.layers[0], table)
+        encoding = PositionEncoding(spec, self._device.torch_device, self._device.compute_dtype)
+        return partial(forward, hidden, encoding.at(layout), cache.layers[0])
 
     def _layout(self, num_sequences: int, num_tokens: int, *, past: int) -> BatchLayout:
         return BatchLayout(

@@ -24,7 +24,8 @@ from stage_server.families import DecoderSpec
 from stage_server.kv_cache import KvCache
 from stage_server.load_check import check_group_size, check_load, expected_memory, require_fit, weights_key
 from stage_server.loader import ModelLoader
-from stage_server.model_slice import ModelSlice, rotary_of
+from stage_server.model_slice import ModelSlice
+from stage_server.positions import PositionEncoding
 from stage_server.profiler import LayerProfiler
 from stage_server.sensitivity import layer_sensitivities
 
@@ -176,8 +177,8 @@ class Stage:
                 budget_bytes=self.memory.budget_bytes,
             )
             yield LoadProgress(len(layers), total, loaded)
-        rotary = rotary_of(loader.spec, self.device.torch_device)
-        weights = ModelSlice(tuple(layers), embedding, head, rotary)
+        encoding = PositionEncoding(loader.spec, self.device.torch_device, self.device.compute_dtype)
+        weights = ModelSlice(tuple(layers), embedding, head, encoding)
         self._held = _Held(key, loader.spec, weights)
 
     def _open(self, model: str) -> ModelLoader:

@@ -79,7 +79,9 @@ Global___ModelPart: _TypeAlias = ModelPart  # noqa: Y015
 
 @_typing.final
 class ModelShape(_message.Message):
-    """The dimensions of a decoder-only transformer: all that memory and latency depend on."""
+    """The dimensions of a decoder-only transformer: all that memory and latency depend on. Nothing is concluded from the
+    family's name: norms and biases are counted here.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -95,6 +97,11 @@ class ModelShape(_message.Message):
     GATED_FFN_FIELD_NUMBER: _builtins.int
     TIED_EMBEDDINGS_FIELD_NUMBER: _builtins.int
     LEARNED_POSITIONS_FIELD_NUMBER: _builtins.int
+    NUM_NORM_ELEMENTS_FIELD_NUMBER: _builtins.int
+    NUM_BIAS_ELEMENTS_FIELD_NUMBER: _builtins.int
+    NUM_EMBEDDING_NORM_ELEMENTS_FIELD_NUMBER: _builtins.int
+    NUM_HEAD_NORM_ELEMENTS_FIELD_NUMBER: _builtins.int
+    PROJECTED_EMBEDDING_SIZE_FIELD_NUMBER: _builtins.int
     family: _builtins.str
     """Model family as in the model's `config.json` (`model_type`), for example "llama" or "opt"."""
     num_layers: _builtins.int
@@ -108,7 +115,7 @@ class ModelShape(_message.Message):
     num_kv_heads: _builtins.int
     """Key/value heads per layer; fewer than num_heads under grouped-query attention."""
     head_dim: _builtins.int
-    """Width of one head."""
+    """Width of one head; num_heads * head_dim need not be hidden_size."""
     vocab_size: _builtins.int
     """Rows of the embedding and of the head."""
     max_positions: _builtins.int
@@ -119,6 +126,18 @@ class ModelShape(_message.Message):
     """True if the head is the embedding, transposed. A stage that holds both then stores it once."""
     learned_positions: _builtins.int
     """Rows of a learned position embedding; 0 if the model has none."""
+    num_norm_elements: _builtins.int
+    """Weights and biases of all norms of one decoder layer, in elements."""
+    num_bias_elements: _builtins.int
+    """Biases of all matrices of one decoder layer, in elements; 0 if they have none."""
+    num_embedding_norm_elements: _builtins.int
+    """Weight and bias of the norm behind the embedding, in elements; 0 if there is none."""
+    num_head_norm_elements: _builtins.int
+    """Weight and bias of the norm before the head, in elements; 0 if there is none."""
+    projected_embedding_size: _builtins.int
+    """Width of embedding and head where it is not hidden_size: one matrix then widens the embedded tokens, another narrows
+    the last hidden states. 0 where embedding and head are hidden_size wide.
+    """
     def __init__(
         self,
         *,
@@ -134,10 +153,15 @@ class ModelShape(_message.Message):
         gated_ffn: _builtins.bool = ...,
         tied_embeddings: _builtins.bool = ...,
         learned_positions: _builtins.int = ...,
+        num_norm_elements: _builtins.int = ...,
+        num_bias_elements: _builtins.int = ...,
+        num_embedding_norm_elements: _builtins.int = ...,
+        num_head_norm_elements: _builtins.int = ...,
+        projected_embedding_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["family", b"family", "gated_ffn", b"gated_ffn", "head_dim", b"head_dim", "hidden_size", b"hidden_size", "intermediate_size", b"intermediate_size", "learned_positions", b"learned_positions", "max_positions", b"max_positions", "num_heads", b"num_heads", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "tied_embeddings", b"tied_embeddings", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["family", b"family", "gated_ffn", b"gated_ffn", "head_dim", b"head_dim", "hidden_size", b"hidden_size", "intermediate_size", b"intermediate_size", "learned_positions", b"learned_positions", "max_positions", b"max_positions", "num_bias_elements", b"num_bias_elements", "num_embedding_norm_elements", b"num_embedding_norm_elements", "num_head_norm_elements", b"num_head_norm_elements", "num_heads", b"num_heads", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "num_norm_elements", b"num_norm_elements", "projected_embedding_size", b"projected_embedding_size", "tied_embeddings", b"tied_embeddings", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

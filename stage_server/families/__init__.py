@@ -4,13 +4,24 @@ from typing import TYPE_CHECKING
 
 from llmpq.errors import InvalidInputError
 from stage_server.activations import ACTIVATIONS
-from stage_server.families import llama, opt
+from stage_server.families import bloom, gemma, llama, opt
 from stage_server.families.spec import DecoderSpec
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_DESCRIBE = {"llama": llama.describe, "opt": opt.describe}
+_DESCRIBE = {
+    "bloom": bloom.describe,
+    "gemma": gemma.describe_gemma,
+    "gemma2": gemma.describe_gemma2,
+    "gemma3_text": gemma.describe_gemma3,
+    "llama": llama.describe_llama,
+    "mistral": llama.describe_mistral,
+    "opt": opt.describe,
+    "phi3": llama.describe_phi3,
+    "qwen2": llama.describe_qwen2,
+    "qwen3": llama.describe_qwen3,
+}
 
 __all__ = ["DecoderSpec", "describe"]
 

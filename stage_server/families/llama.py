@@ -1,55 +1,99 @@
-"""Llama, as SmolLM2 and TinyLlama are: RMS norms, rotary positions, gated feed-forward, optional grouped queries."""
+"""The line of Llama: RMS norms, rotary positions, gated feed-forward; Mistral, Qwen and Phi-3 differ from it little."""
 
+from dataclasses import replace
 from typing import Any
 
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
+from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
-from llmpq.model import shape_of
-from stage_server.families.spec import DecoderSpec, NormKind, TensorNames
+from stage_server.families.spec import DecoderSpec, LayerKind, NormKind, RotarySpec, TensorNames, dimensions
 
-_NAMES = TensorNames(
-    token_embedding="model.embed_tokens.weight",  # noqa: S106 a tensor's name
-    position_embedding=None,
-    attention_norm="model.layers.{}.input_layernorm",
-    qkv=(
-        "model.layers.{}.self_attn.q_proj",
-        "model.layers.{}.self_attn.k_proj",
-        "model.layers.{}.self_attn.v_proj",
-    ),
-    attention_out="model.layers.{}.self_attn.o_proj",
-    ffn_norm="model.layers.{}.post_attention_layernorm",
-    ffn_in=("model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj"),
-    ffn_out="model.layers.{}.mlp.down_proj",
-    final_norm="model.norm",
-    head="lm_head",
+NAMES = TensorNames(
+    prefixes=("model.", ""),
+    token_embedding="embed_tokens",  # noqa: S106 a tensor's name
+    layer="layers.{}.",
+    linears={
+        "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "attention_out": ("self_attn.o_proj",),
+        "ffn_in": ("mlp.gate_proj", "mlp.up_proj"),
+        "ffn_out": ("mlp.down_proj",),
+    },
+    norms={"attention": "input_layernorm", "ffn": "post_attention_layernorm"},
+    final_norm="norm",
 )
+#: Norms of queries and keys, head by head.
+HEAD_NORMS = {"query": "self_attn.q_norm", "key": "self_attn.k_norm"}
+
+_FUSED = {"qkv": ("self_attn.qkv_proj",), "ffn_in": ("mlp.gate_up_proj",)}
 
 
-def describe(config: Any) -> DecoderSpec:
-    """The spec of a `LlamaConfig`; transformers computes the rotary frequencies, scaled variants included."""
-    shape = shape_of(config)
-    rotary = LlamaRotaryEmbedding(config)
-    return DecoderSpec(
-        names=_NAMES,
-        num_layers=shape.num_layers,
-        hidden_size=shape.hidden_size,
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        vocab_size=shape.vocab_size,
-        max_positions=shape.max_positions,
-        norm_kind=NormKind.RMS,
-        norm_eps=config.rms_norm_eps,
-        activation=config.hidden_act,
-        is_pre_norm=True,
-        is_gated=True,
-        biased=_biased(config),
-        is_tied=shape.tied_embeddings,
-        rotary_frequencies=rotary.inv_freq.float(),
-        rotary_scale=float(rotary.attention_scaling),
-    )
+def describe_llama(config: Any) -> DecoderSpec:
+    """The spec of a `LlamaConfig`."""
+    return describe_gated(config, (rotary_of(LlamaRotaryEmbedding(config)),))
 
 
-def _biased(config: Any) -> frozenset[str]:
-    attention = {"qkv", "attention_out"} if config.attention_bias else set()
-    return frozenset(attention | ({"ffn_in", "ffn_out"} if config.mlp_bias else set()))
+def describe_mistral(config: Any) -> DecoderSpec:
+    """The spec of a `MistralConfig`: a sliding window in every layer, or in none."""
+    rotaries = (rotary_of(MistralRotaryEmbedding(config)),)
+    return describe_gated(config, rotaries, layers=_windowed_everywhere(config))
+
+
+def describe_qwen2(config: Any) -> DecoderSpec:
+    """The spec of a `Qwen2Config`: queries, keys and values have biases; the last layers may have sliding windows."""
+    rotaries = (rotary_of(Qwen2RotaryEmbedding(config)),)
+    return describe_gated(config, rotaries, layers=windowed_by_type(config))
+
+
+def describe_qwen3(config: Any) -> DecoderSpec:
+    """The spec of a `Qwen3Config`: norms on queries and keys; the last layers may have sliding windows."""
+    rotaries = (rotary_of(Qwen3RotaryEmbedding(config)),)
+    names = replace(NAMES, norms={**NAMES.norms, **HEAD_NORMS})
+    return describe_gated(config, rotaries, names=names, layers=windowed_by_type(config))
+
+
+def describe_phi3(config: Any) -> DecoderSpec:
+    """The spec of a `Phi3Config`: fused projections, a sliding window, heads that may be rotated in part."""
+    rotaries = (rotary_of(Phi3RotaryEmbedding(config)),)
+    names = replace(NAMES, linears={**NAMES.linears, **_FUSED})
+    return describe_gated(config, rotaries, names=names, layers=_windowed_everywhere(config))
+
+
+def describe_gated(config: Any, rotaries: tuple[RotarySpec, ...], **differences: Any) -> DecoderSpec:
+    """The spec of a model of this line; `differences` are fields in which its family differs from Llama."""
+    llama = {
+        "names": NAMES,
+        "norm_kind": NormKind.RMS,
+        "norm_eps": config.rms_norm_eps,
+        "activation": getattr(config, "hidden_act", None) or config.hidden_activation,
+        "layers": (LayerKind(rotary=0),) * config.num_hidden_layers,
+    }
+    return DecoderSpec(**(dimensions(config) | llama | differences), rotaries=rotaries)
+
+
+def rotary_of(module: Any, layer_type: str = "") -> RotarySpec:
+    """What a family's module in transformers computes, scaled variants included.
+
+    Args:
+        module: The rotary embedding.
+        layer_type: Which of its rotations, where layers have different ones.
+    """
+    prefix = f"{layer_type}_" if layer_type else ""
+    frequencies, scale = getattr(module, f"{prefix}inv_freq"), getattr(module, f"{prefix}attention_scaling")
+    return RotarySpec(frequencies.float(), float(scale))
+
+
+def windowed_by_type(config: Any) -> tuple[LayerKind, ...]:
+    """Layers of which some have a sliding window; raises KeyError for a type of layer that is not known."""
+    kinds = {
+        "full_attention": LayerKind(rotary=0),
+        "sliding_attention": LayerKind(window=config.sliding_window, rotary=0),
+    }
+    return tuple(kinds[layer_type] for layer_type in config.layer_types)
+
+
+def _windowed_everywhere(config: Any) -> tuple[LayerKind, ...]:
+    kind = LayerKind(window=config.sliding_window, rotary=0)
+    return tuple(kind for _ in range(config.num_hidden_layers))

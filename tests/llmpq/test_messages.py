@@ -24,7 +24,9 @@ from llmpq.v1 import coordinator_service_pb2, plan_pb2, planner_service_pb2
 DEVICE = DeviceDescription("cpu", "A chip", "avx2", 2, 2**40, 2**39, ("w16", "w4"), 4)
 PROBLEM = PlanningProblem(
     model="models/m",
-    shape=ModelShape("llama", 30, 576, 1536, 9, 3, 64, 49152, 8192, gated_ffn=True, tied_embeddings=True),
+    shape=ModelShape(
+        "llama", 30, 576, 1536, 9, 3, 64, 49152, 8192, gated_ffn=True, tied_embeddings=True, num_norm_elements=1152
+    ),
     devices=(
         DeviceProfile(
             "fast",

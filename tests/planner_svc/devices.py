@@ -23,6 +23,8 @@ SMOLLM2 = ModelShape(
     max_positions=8192,
     gated_ffn=True,
     tied_embeddings=True,
+    num_norm_elements=2 * 576,
+    num_head_norm_elements=576,
 )
 
 TINY = ModelShape(
@@ -37,6 +39,8 @@ TINY = ModelShape(
     max_positions=512,
     gated_ffn=True,
     tied_embeddings=True,
+    num_norm_elements=2 * 64,
+    num_head_norm_elements=64,
 )
 
 

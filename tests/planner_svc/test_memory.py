@@ -10,8 +10,18 @@ from planner_svc.memory import stage_memory
 from tests.planner_svc.devices import SMOLLM2, affine_law, device
 
 OPT = replace(
-    SMOLLM2, family="opt", gated_ffn=False, num_kv_heads=9, learned_positions=2050, tied_embeddings=False
-)  # fmt: skip
+    SMOLLM2,
+    family="opt",
+    gated_ffn=False,
+    num_kv_heads=9,
+    learned_positions=2050,
+    tied_embeddings=False,
+    num_norm_elements=4 * 576,
+    num_bias_elements=4 * 576 + 1536 + 576,
+    num_head_norm_elements=2 * 576,
+)
+#: An embedding of its own width and no norm before the head, as in OPT-350m; a norm behind the embedding, as in BLOOM.
+PROJECTED = replace(OPT, projected_embedding_size=192, num_head_norm_elements=0, num_embedding_norm_elements=2 * 576)
 
 
 def test_layer_counts_weights_scales_norms_and_biases() -> None:
@@ -37,6 +47,16 @@ def test_tied_head_is_stored_once_on_a_single_stage() -> None:
     assert embedding_head_bytes(OPT, is_first=True, is_last=True) == embedding_bytes(OPT) + head_bytes(OPT)
     assert embedding_bytes(OPT) == matrix + 2050 * 576 * 2
     assert embedding_head_bytes(OPT, is_first=False, is_last=False) == 0
+
+
+def test_projections_and_norms_outside_the_layers_are_counted() -> None:
+    """A projected embedding is narrow, and comes with a matrix at each end; norms there are counted, none is not."""
+    vocabulary, projection, positions = 49152 * 192 * 2, 192 * 576 * 2, 2050 * 576 * 2
+    assert embedding_bytes(PROJECTED) == vocabulary + projection + positions + 2 * 576 * 4
+    assert head_bytes(PROJECTED) == vocabulary + projection
+    tied = replace(PROJECTED, tied_embeddings=True)
+    once = embedding_bytes(tied) + projection
+    assert embedding_head_bytes(tied, is_first=True, is_last=True) == once
 
 
 def test_kv_cache_counts_grouped_query_attention() -> None:

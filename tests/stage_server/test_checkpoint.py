@@ -72,7 +72,7 @@ def test_unknown_family_lists_the_known_ones(tmp_path: Path) -> None:
     """A model of a family that is not known is refused with the list of those that are."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
 
-    with pytest.raises(InvalidInputError, match="llama, opt"):
+    with pytest.raises(InvalidInputError, match="llama, mistral, opt"):
         ModelLoader(str(tmp_path), CPU, torch.float32)
 
 

@@ -12,7 +12,8 @@ from llmpq.plan import LayerPrecision
 from stage_server.kv_cache import KvCache
 from stage_server.layout import BatchLayout
 from stage_server.loader import ModelLoader
-from stage_server.model_slice import ModelSlice, rotary_of
+from stage_server.model_slice import ModelSlice
+from stage_server.positions import PositionEncoding
 
 CPU = torch.device("cpu")
 
@@ -29,7 +30,8 @@ class Pipeline:
             embedding = loader.load_embedding() if first == 0 else None
             layers = tuple(loader.load_layers(first, (LayerPrecision("w16"),) * (end - first)))
             head = loader.load_head(embedding) if end == self.spec.num_layers else None
-            self.slices.append(ModelSlice(layers, embedding, head, rotary_of(self.spec, CPU)))
+            encoding = PositionEncoding(self.spec, CPU, torch.float32)
+            self.slices.append(ModelSlice(layers, embedding, head, encoding))
         self.caches = [
             KvCache(
                 num_layers=len(part.layers),
