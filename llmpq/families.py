@@ -3,8 +3,8 @@
 How a family computes is in `stage_server/families`; that both agree is what tests of the memory formula show.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +15,32 @@ ATTENTION_LINEARS = frozenset({"qkv", "attention_out"})
 FFN_LINEARS = frozenset({"ffn_in", "ffn_out"})
 
 _BLOOM_CONTEXT = 2048
+
+_SEPARATE = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention_out": ("self_attn.o_proj",),
+    "ffn_in": ("mlp.gate_proj", "mlp.up_proj"),
+    "ffn_out": ("mlp.down_proj",),
+}
+
+
+@dataclass(frozen=True)
+class LinearNames:
+    """What transformers calls the linears of a decoder layer.
+
+    Attributes:
+        layer: Stands before each; `{}` is the layer's index.
+        by_role: The modules whose rows, one after another, are the stacked matrix of a role: query, key and value; gate
+            and up projection; or the one module that has them stacked already.
+    """
+
+    layer: str = "model.layers.{}."
+    by_role: Mapping[str, tuple[str, ...]] = field(default_factory=_SEPARATE.copy)
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every module of a layer."""
+        return tuple(name for names in self.by_role.values() for name in names)
 
 
 @dataclass(frozen=True)
@@ -51,6 +77,11 @@ class Traits:
 def traits_of(config: "PretrainedConfig") -> Traits:
     """The traits of a model of one of KNOWN_FAMILIES; raises KeyError for any other."""
     return _TRAITS[config.model_type](config)
+
+
+def linear_names(family: str) -> LinearNames:
+    """The names of a family's linears."""
+    return _LINEAR_NAMES.get(family, LinearNames())
 
 
 def _opt(config: "PretrainedConfig") -> Traits:
@@ -121,6 +152,23 @@ def _max_rotary_positions(config: "PretrainedConfig") -> int:
         longest = min(longest, rotary["original_max_position_embeddings"])
     return longest
 
+
+_LINEAR_NAMES = {
+    "bloom": LinearNames(
+        "transformer.h.{}.",
+        {
+            "qkv": ("self_attention.query_key_value",),
+            "attention_out": ("self_attention.dense",),
+            "ffn_in": ("mlp.dense_h_to_4h",),
+            "ffn_out": ("mlp.dense_4h_to_h",),
+        },
+    ),
+    "opt": LinearNames(
+        "model.decoder.layers.{}.",
+        _SEPARATE | {"attention_out": ("self_attn.out_proj",), "ffn_in": ("fc1",), "ffn_out": ("fc2",)},
+    ),
+    "phi3": LinearNames(by_role=_SEPARATE | {"qkv": ("self_attn.qkv_proj",), "ffn_in": ("mlp.gate_up_proj",)}),
+}
 
 _TRAITS: dict[str, Callable[["PretrainedConfig"], Traits]] = {
     "bloom": _bloom,

@@ -13,13 +13,16 @@ from llmpq.schemes import SCHEMES
 _FLOAT32_BYTES = 4
 #: Embeddings and head are stored in 16 bits.
 _EMBEDDING_BYTES = 2
+#: The order of a matrix' inputs is an int32 a channel.
+_ORDER_BYTES = 4
 
 
 def layer_bytes(shape: ModelShape, precision: LayerPrecision) -> int:
-    """Bytes of one decoder layer: its matrices with scales and metadata, its norms and its biases."""
+    """Bytes of one decoder layer: matrices with scales, metadata and the order of their inputs; norms; biases."""
     scheme = SCHEMES[precision.scheme]
     matrices = sum(scheme.weight_bytes(*matrix, precision.group_size) for matrix in shape.linear_shapes.values())
-    return matrices + (shape.num_norm_elements + shape.num_bias_elements) * _FLOAT32_BYTES
+    orders = sum(columns for _, columns in shape.linear_shapes.values()) if _has_orders(shape, precision) else 0
+    return matrices + (shape.num_norm_elements + shape.num_bias_elements) * _FLOAT32_BYTES + orders * _ORDER_BYTES
 
 
 def embedding_bytes(shape: ModelShape) -> int:
@@ -66,6 +69,7 @@ def workspace_bytes(
 
     - per_row: residual, normed and projected hidden states, the larger of (queries, keys, values, attended values) and
       the feed-forward activations, and the payload of the frame that came (unless first) and that goes (unless last);
+      where groups are scattered, also the inputs of a matrix in its own order;
     - attention: in prefill one sequence at a time, heads * new * total scores; in decode the keys and values of all
       sequences padded to one length, and their heads * total scores;
     - largest_matrix: one weight matrix of a layer expanded to the activations' type (the head is multiplied in slabs of
@@ -85,6 +89,8 @@ def workspace_bytes(
     ffn = shape.intermediate_size * (3 if shape.gated_ffn else 2)
     payloads = (not is_first) + (not is_last)
     per_row = (3 + payloads) * shape.hidden_size + max(2 * queries + 2 * shape.kv_size, ffn)
+    if shape.has_scattered_groups:
+        per_row += max(columns for _, columns in shape.linear_shapes.values())
 
     prefill_scores = shape.num_heads * min(max_prefill_tokens, max_sequence_tokens) * max_sequence_tokens
     prefill = max_prefill_tokens * per_row + prefill_scores
@@ -94,6 +100,10 @@ def workspace_bytes(
     largest_matrix = max(out_features * in_features for out_features, in_features in shape.linear_shapes.values())
     logits = decode_sequences * shape.vocab_size * _FLOAT32_BYTES if is_last else 0
     return (max(prefill, decode) + largest_matrix) * activation_bytes + logits
+
+
+def _has_orders(shape: ModelShape, precision: LayerPrecision) -> bool:
+    return shape.has_scattered_groups and SCHEMES[precision.scheme].is_grouped and precision.group_size > 0
 
 
 def _vocabulary_elements(shape: ModelShape) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmpq.errors import InvalidInputError, NotFoundError
-from llmpq.families import KNOWN_FAMILIES, traits_of
+from llmpq.families import KNOWN_FAMILIES, linear_names, traits_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -46,6 +46,7 @@ class ModelShape:
     num_embedding_norm_elements: int = 0
     num_head_norm_elements: int = 0
     projected_embedding_size: int = 0
+    has_scattered_groups: bool = False
 
     @property
     def kv_size(self) -> int:
@@ -183,7 +184,20 @@ def shape_of(config: "PretrainedConfig") -> ModelShape:
         projected_embedding_size=traits.projected_embedding_size,
     )
     num_biases = sum(shape.linear_shapes[role][0] for role in traits.biased)
-    return replace(shape, num_bias_elements=num_biases)
+    return replace(
+        shape, num_bias_elements=num_biases, has_scattered_groups=_has_scattered_groups(config, shape.num_layers)
+    )
+
+
+def _has_scattered_groups(config: "PretrainedConfig", num_layers: int) -> bool:
+    from llmpq.formats import quantization_of  # noqa: PLC0415 formats know plans, and plans know shapes
+
+    quantization = quantization_of(config)
+    if quantization is None:
+        return False
+    names = linear_names(config.model_type)
+    stored = (quantization.of(names.layer.format(index) + names.all[0]) for index in range(num_layers))
+    return any(linear is not None and linear.is_scattered for linear in stored)
 
 
 def _normalized(config: "PretrainedConfig") -> Any:

@@ -38,7 +38,7 @@ class RowRounded:
     """A matrix as symmetric int8: row r stands for `codes[r] * scales[r]`.
 
     Attributes:
-        codes: int8 (rows, columns), from -127 to 127.
+        codes: int8 (rows, columns), from -127 to 127; -128 only in weights of a checkpoint that others rounded.
         scales: float32 (rows,).
     """
 
@@ -108,6 +108,15 @@ def stack(weights: Sequence[RoundedWeight]) -> RoundedWeight:
         scales=torch.cat([weight.scales for weight in groups]),
         zeros=torch.cat([weight.zeros for weight in groups]),
     )
+
+
+def select_rows(weight: RoundedWeight, rows: torch.Tensor | slice) -> RoundedWeight:
+    """Output rows of a weight, in the order given: exact, as in `stack`."""
+    if isinstance(weight, SixteenBits):
+        return SixteenBits(weight.weight[rows])
+    if isinstance(weight, RowRounded):
+        return RowRounded(weight.codes[rows], weight.scales[rows])
+    return replace(weight, codes=weight.codes[rows], scales=weight.scales[rows], zeros=weight.zeros[rows])
 
 
 def split_groups(matrix: torch.Tensor, group_size: int) -> tuple[torch.Tensor, ...]:

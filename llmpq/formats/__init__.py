@@ -1,18 +1,27 @@
 """Quantized checkpoints as their configurations describe them: which linear is stored how. Knows no tensors."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmpq.errors import InvalidInputError
 from llmpq.formats import compressed_tensors, gptq
 from llmpq.formats.stored import Layout, Quantization, StoredLinear
 
-__all__ = ["Layout", "Quantization", "StoredLinear", "parse_quantization"]
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["Layout", "Quantization", "StoredLinear", "parse_quantization", "quantization_of"]
 
 _PARSERS: dict[str, Callable[[Mapping[str, Any]], Quantization]] = {
     "compressed-tensors": compressed_tensors.parse,
     "gptq": gptq.parse,
 }
+
+
+def quantization_of(config: "PretrainedConfig") -> Quantization | None:
+    """How the linears of a model are stored, by name; None if as plain floats. Raises as `parse_quantization`."""
+    fields = getattr(config, "quantization_config", None)
+    return parse_quantization(fields) if fields else None
 
 
 def parse_quantization(fields: Mapping[str, Any]) -> Quantization:

@@ -1,4 +1,4 @@
-"""The `quantization_config` of compressed-tensors checkpoints, read and written."""
+"""The `quantization_config` of compressed-tensors checkpoints, read."""
 
 import re
 from collections.abc import Mapping

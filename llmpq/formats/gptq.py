@@ -11,6 +11,8 @@ from llmpq.messages import from_fields
 _WHERE = "quantization_config"
 #: What keys of `dynamic` begin with: for linears that are not quantized, and for those that are quantized differently.
 _LEFT_OUT, _CHANGED = "-:", "+:"
+#: Only linears of layers are quantized: their names have the layer's index.
+_IN_LAYER = re.compile(r"\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Gptq:
         return _stored(self)
 
     def _is_quantized(self, module: str) -> bool:
+        if not _IN_LAYER.search(module):
+            return False
         left_out = [pattern.removeprefix(_LEFT_OUT) for pattern in self.dynamic or {} if pattern.startswith(_LEFT_OUT)]
         if any(re.match(pattern, module) for pattern in left_out):
             return False

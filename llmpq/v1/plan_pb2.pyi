@@ -102,6 +102,7 @@ class ModelShape(_message.Message):
     NUM_EMBEDDING_NORM_ELEMENTS_FIELD_NUMBER: _builtins.int
     NUM_HEAD_NORM_ELEMENTS_FIELD_NUMBER: _builtins.int
     PROJECTED_EMBEDDING_SIZE_FIELD_NUMBER: _builtins.int
+    HAS_SCATTERED_GROUPS_FIELD_NUMBER: _builtins.int
     family: _builtins.str
     """Model family as in the model's `config.json` (`model_type`), for example "llama" or "opt"."""
     num_layers: _builtins.int
@@ -138,6 +139,10 @@ class ModelShape(_message.Message):
     """Width of embedding and head where it is not hidden_size: one matrix then widens the embedded tokens, another narrows
     the last hidden states. 0 where embedding and head are hidden_size wide.
     """
+    has_scattered_groups: _builtins.bool
+    """The checkpoint is quantized, and the input channels of a group lie apart in it: each matrix with groups then has the
+    order of its inputs beside it, 4 bytes a channel, and puts its inputs into that order.
+    """
     def __init__(
         self,
         *,
@@ -158,10 +163,11 @@ class ModelShape(_message.Message):
         num_embedding_norm_elements: _builtins.int = ...,
         num_head_norm_elements: _builtins.int = ...,
         projected_embedding_size: _builtins.int = ...,
+        has_scattered_groups: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["family", b"family", "gated_ffn", b"gated_ffn", "head_dim", b"head_dim", "hidden_size", b"hidden_size", "intermediate_size", b"intermediate_size", "learned_positions", b"learned_positions", "max_positions", b"max_positions", "num_bias_elements", b"num_bias_elements", "num_embedding_norm_elements", b"num_embedding_norm_elements", "num_head_norm_elements", b"num_head_norm_elements", "num_heads", b"num_heads", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "num_norm_elements", b"num_norm_elements", "projected_embedding_size", b"projected_embedding_size", "tied_embeddings", b"tied_embeddings", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["family", b"family", "gated_ffn", b"gated_ffn", "has_scattered_groups", b"has_scattered_groups", "head_dim", b"head_dim", "hidden_size", b"hidden_size", "intermediate_size", b"intermediate_size", "learned_positions", b"learned_positions", "max_positions", b"max_positions", "num_bias_elements", b"num_bias_elements", "num_embedding_norm_elements", b"num_embedding_norm_elements", "num_head_norm_elements", b"num_head_norm_elements", "num_heads", b"num_heads", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers", "num_norm_elements", b"num_norm_elements", "projected_embedding_size", b"projected_embedding_size", "tied_embeddings", b"tied_embeddings", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
+from llmpq.families import linear_names
 from stage_server.families.spec import DecoderSpec, NormKind, TensorNames, dimensions
 
 _NAMES = TensorNames(
@@ -12,12 +13,7 @@ _NAMES = TensorNames(
     token_embedding="word_embeddings",  # noqa: S106 a tensor's name
     embedding_norm="word_embeddings_layernorm",
     layer="h.{}.",
-    linears={
-        "qkv": ("self_attention.query_key_value",),
-        "attention_out": ("self_attention.dense",),
-        "ffn_in": ("mlp.dense_h_to_4h",),
-        "ffn_out": ("mlp.dense_4h_to_h",),
-    },
+    linears=linear_names("bloom").by_role,
     norms={"attention": "input_layernorm", "ffn": "post_attention_layernorm"},
     final_norm="ln_f",
 )

@@ -9,25 +9,19 @@ from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
+from llmpq.families import linear_names
 from stage_server.families.spec import DecoderSpec, LayerKind, NormKind, RotarySpec, TensorNames, dimensions
 
 NAMES = TensorNames(
     prefixes=("model.", ""),
     token_embedding="embed_tokens",  # noqa: S106 a tensor's name
     layer="layers.{}.",
-    linears={
-        "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        "attention_out": ("self_attn.o_proj",),
-        "ffn_in": ("mlp.gate_proj", "mlp.up_proj"),
-        "ffn_out": ("mlp.down_proj",),
-    },
+    linears=linear_names("llama").by_role,
     norms={"attention": "input_layernorm", "ffn": "post_attention_layernorm"},
     final_norm="norm",
 )
 #: Norms of queries and keys, head by head.
 HEAD_NORMS = {"query": "self_attn.q_norm", "key": "self_attn.k_norm"}
-
-_FUSED = {"qkv": ("self_attn.qkv_proj",), "ffn_in": ("mlp.gate_up_proj",)}
 
 
 def describe_llama(config: Any) -> DecoderSpec:
@@ -57,7 +51,7 @@ def describe_qwen3(config: Any) -> DecoderSpec:
 def describe_phi3(config: Any) -> DecoderSpec:
     """The spec of a `Phi3Config`: fused projections, a sliding window, heads that may be rotated in part."""
     rotaries = (rotary_of(Phi3RotaryEmbedding(config)),)
-    names = replace(NAMES, linears={**NAMES.linears, **_FUSED})
+    names = replace(NAMES, linears=linear_names("phi3").by_role)
     return describe_gated(config, rotaries, names=names, layers=_windowed_everywhere(config))
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llmpq.families import traits_of
+from llmpq.families import linear_names, traits_of
 from stage_server.families.spec import DecoderSpec, NormKind, TensorNames, dimensions
 
 
@@ -28,12 +28,7 @@ def _names(config: Any) -> TensorNames:
         position_embedding="embed_positions",
         embedding_projection="project_in" if traits.projected_embedding_size else None,
         layer="layers.{}.",
-        linears={
-            "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            "attention_out": ("self_attn.out_proj",),
-            "ffn_in": ("fc1",),
-            "ffn_out": ("fc2",),
-        },
+        linears=linear_names("opt").by_role,
         norms={"attention": "self_attn_layer_norm", "ffn": "final_layer_norm"},
         final_norm="final_layer_norm" if traits.has_final_norm else None,
         head_projection="project_out" if traits.projected_embedding_size else None,

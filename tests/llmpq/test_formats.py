@@ -96,7 +96,7 @@ def test_scattered_groups_are_seen() -> None:
     tried = [gptq, gptq | {"static_groups": True}, gptq | {"group_size": -1}]
     tried += [compressed({"weights": weights(4, 64, actorder=order)}) for order in ("group", "weight")]
 
-    found = [parse_quantization(fields).of("x.q_proj") for fields in tried]
+    found = [parse_quantization(fields).of(Q_PROJ.format(0)) for fields in tried]
 
     assert [stored is not None and stored.is_scattered for stored in found] == [True, False, False, True, False]
 
