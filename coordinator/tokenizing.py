@@ -24,7 +24,7 @@ from coordinator.openai_requests import LineError, ParsedLine
 from coordinator.requests import Endpoint, Request
 from llmpq.errors import InvalidInputError, NotFoundError
 from llmpq.frames import Sampling
-from llmpq.model import ModelFiles, read_config
+from llmpq.model import ModelFiles, read_config, shape_of
 
 #: max_tokens of lines that set none, in batches that set none either; 16 is OpenAI's.
 DEFAULT_MAX_TOKENS = {Endpoint.COMPLETIONS: 16, Endpoint.CHAT_COMPLETIONS: 256}
@@ -143,7 +143,8 @@ def _loaded(model: str, fingerprint: str) -> ModelTokenizer:  # noqa: ARG001 key
     tokenizer = _read_tokenizer(model, files)
     declared = _generation_eos(files)
     stop_ids = {*_ids(declared if declared is not None else config.eos_token_id), *_ids(tokenizer.eos_token_id)}
-    return ModelTokenizer(tokenizer, frozenset(stop_ids), config.max_position_embeddings, config.vocab_size)
+    shape = shape_of(config)
+    return ModelTokenizer(tokenizer, frozenset(stop_ids), shape.max_positions, shape.vocab_size)
 
 
 def _read_tokenizer(model: str, files: ModelFiles) -> Any:

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from math import isfinite
 
 from llmpq.errors import InvalidInputError
-from llmpq.model import KNOWN_FAMILIES, ModelShape
+from llmpq.families import KNOWN_FAMILIES
+from llmpq.model import ModelShape
 from llmpq.plan import PLAN_VERSION, LayerSensitivity, Plan, PlanningProblem, PlanOptions
 from llmpq.schemes import GROUP_SIZES, SCHEMES
 
@@ -69,7 +70,15 @@ def _check_shape(shape: ModelShape) -> None:
         "max_positions",
     ):
         _in_range(getattr(shape, name), 1, MAX_DIMENSION, f"{field}.{name}")
-    _in_range(shape.learned_positions, 0, MAX_DIMENSION, f"{field}.learned_positions")
+    for name in (
+        "learned_positions",
+        "num_norm_elements",
+        "num_bias_elements",
+        "num_embedding_norm_elements",
+        "num_head_norm_elements",
+        "projected_embedding_size",
+    ):
+        _in_range(getattr(shape, name), 0, MAX_DIMENSION, f"{field}.{name}")
     divides = shape.num_heads % shape.num_kv_heads == 0
     _require(
         divides, f"{field}.num_kv_heads", f"is {shape.num_kv_heads}, which does not divide {shape.num_heads} heads"

@@ -92,7 +92,7 @@ def test_prefill_then_decode_equals_transformers(save_model: SaveModel, name: st
             torch.testing.assert_close(got[0], want[start], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama-gqa-untied", "opt"])
+@pytest.mark.parametrize("name", MODELS)
 def test_prompt_in_chunks_equals_prompt_at_once(save_model: SaveModel, name: str) -> None:
     """A prompt prefilled in chunks, beside another sequence's decode, gives the logits of the whole prompt."""
     directory, model = save_model(name)
