@@ -46,22 +46,16 @@ def options_as_stored(options: PlanOptions, stored: Sequence[LayerPrecision], mo
     schemes = tuple(layer.scheme for layer in stored)
     group_size = next((layer.group_size for layer in stored if SCHEMES[layer.scheme].is_grouped), None)
     asked_for = ""
-    if options.usable_schemes and not set(schemes) <= set(options.usable_schemes):
-        asked_for = ", ".join(options.usable_schemes)
-    elif options.layer_schemes and options.layer_schemes != schemes:
+    if options.layer_schemes and options.layer_schemes != schemes:
         asked_for = "other schemes of some layers"
+    elif options.usable_schemes and not set(schemes) <= set(options.usable_schemes):
+        asked_for = ", ".join(options.usable_schemes)
     elif group_size is not None and options.group_size not in {None, group_size}:
         asked_for = f"groups of {options.group_size}"
     elif options.rounding != NEAREST:
         asked_for = f"rounding by '{options.rounding.effective_method}'"
     if asked_for:
-        grouped = f" in groups of {group_size}" if group_size else ""
-        raise InvalidInputError(
-            f"The model at '{model}' is stored at {', '.join(dict.fromkeys(schemes))}{grouped} and is served as it is "
-            f"stored; {asked_for} cannot be had. Ask for no precision, or take the model that was not quantized.",
-            reason="STORED_PRECISION",
-            subject="plan_options",
-        )
+        raise _stored_otherwise(f"The model at '{model}'", " and ".join(dict.fromkeys(map(_text, stored))), asked_for)
     return replace(
         options,
         allowed_schemes=(),
@@ -72,9 +66,23 @@ def options_as_stored(options: PlanOptions, stored: Sequence[LayerPrecision], mo
     )
 
 
+def other_precision(what: str, stored: LayerPrecision, asked_for: LayerPrecision) -> InvalidInputError:
+    """The error for a layer that is to be held at another precision than it is stored at."""
+    return _stored_otherwise(what, _text(stored), _text(asked_for))
+
+
+def _stored_otherwise(what: str, stored: str, asked_for: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{what} is quantized already, to {stored}, and is served as it is stored; {asked_for} cannot be had. "
+        "Ask for no precision, or take the model that was not quantized.",
+        reason="STORED_PRECISION",
+        subject="precision",
+    )
+
+
 def _common(linears: dict[str, StoredLinear | None]) -> StoredLinear | None:
     """How a layer is stored, of which all linears must be of one precision."""
-    texts = {module: _text(stored) for module, stored in linears.items()}
+    texts = {module: _kind(stored) for module, stored in linears.items()}
     first, *others = texts
     unlike = next((module for module in others if texts[module] != texts[first]), None)
     if unlike is not None:
@@ -82,17 +90,21 @@ def _common(linears: dict[str, StoredLinear | None]) -> StoredLinear | None:
     return linears[first]
 
 
-def _text(stored: StoredLinear | None) -> str:
-    if stored is None:
-        return "floats"
-    groups = f" in groups of {stored.precision.group_size}" if stored.precision.group_size else ""
-    return f"{stored.precision.scheme}{groups}{' that are scattered' if stored.is_scattered else ''}"
-
-
 def _check_alike(layers: Sequence[StoredLinear]) -> None:
     """Refuses what a plan or a shape has only one of: a group size, and groups scattered in all layers or in none."""
-    grouped = sorted({_text(stored) for stored in layers if SCHEMES[stored.precision.scheme].is_grouped})
-    sizes = {stored.precision.group_size for stored in layers if SCHEMES[stored.precision.scheme].is_grouped}
-    scattered = {stored.is_scattered for stored in layers if SCHEMES[stored.precision.scheme].is_grouped}
-    if len(sizes) > 1 or len(scattered) > 1:
-        raise unsupported("quantization_config", f"layers of {' and '.join(grouped)} in one model")
+    grouped = [stored for stored in layers if SCHEMES[stored.precision.scheme].is_grouped]
+    if len({(stored.precision.group_size, stored.is_scattered) for stored in grouped}) > 1:
+        kinds = " and ".join(dict.fromkeys(map(_kind, grouped)))
+        raise unsupported("quantization_config", f"layers of {kinds} in one model")
+
+
+def _kind(stored: StoredLinear | None) -> str:
+    if stored is None:
+        return "floats"
+    return f"{_text(stored.precision)}{' that are scattered' if stored.is_scattered else ''}"
+
+
+def _text(precision: LayerPrecision) -> str:
+    if not SCHEMES[precision.scheme].is_grouped:
+        return precision.scheme
+    return f"{precision.scheme} {f'in groups of {precision.group_size}' if precision.group_size else 'per channel'}"

@@ -6,7 +6,7 @@ here any more, and how it will be packed and multiplied is not decided yet.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -108,6 +108,13 @@ def stack(weights: Sequence[RoundedWeight]) -> RoundedWeight:
         scales=torch.cat([weight.scales for weight in groups]),
         zeros=torch.cat([weight.zeros for weight in groups]),
     )
+
+
+def to_device(weight: RoundedWeight, device: torch.device) -> RoundedWeight:
+    """The same weight on a device."""
+    fields = vars(weight).items()
+    tensors: Any = {name: value.to(device) for name, value in fields if isinstance(value, torch.Tensor)}
+    return replace(weight, **tensors)
 
 
 def select_rows(weight: RoundedWeight, rows: torch.Tensor | slice) -> RoundedWeight:

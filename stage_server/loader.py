@@ -5,11 +5,15 @@ from collections.abc import Iterator
 import torch
 
 from llmpq.plan import NEAREST, LayerPrecision, Rounding
+from llmpq.stored_layers import other_precision
 from quantizer.linear import QuantizedLinear, build_linear
 from quantizer.methods import round_weight, to_sixteen_bits
+from quantizer.reordered import ReorderedLinear
+from quantizer.rounded import to_device
 from stage_server.decoder_layer import DecoderLayer, LayerLinears, LayerNorms, Norm
 from stage_server.ends import Embedding, Head
-from stage_server.source import ModelSource, SourceLayer, SourceLinear, SourceNorm
+from stage_server.source import ModelSource, SourceLayer, SourceNorm
+from stage_server.source_linears import SourceLinear
 
 _HEAD_PRECISION = LayerPrecision("w16")
 
@@ -34,7 +38,13 @@ class ModelLoader:
         self._dtype = compute_dtype
 
     def build_layer(self, source: SourceLayer, precision: LayerPrecision, rounding: Rounding = NEAREST) -> DecoderLayer:
-        """Quantizes a layer onto the device; raises InvalidInputError for an unknown precision or rounding."""
+        """Puts a layer onto the device, quantized on the way unless it is stored so.
+
+        Raises:
+            InvalidInputError: An unknown precision or rounding, or another one than the layer is stored at.
+        """
+        if source.stored_at is not None and source.stored_at != precision:
+            raise other_precision(f"Layer {source.index} of the model at '{self.model}'", source.stored_at, precision)
         linears = {role: self._quantize(linear, precision, rounding) for role, linear in source.linears.items()}
         norms = {role: self._norm(norm) for role, norm in source.norms.items()}
         return DecoderLayer(self.spec, source.index, LayerNorms(**norms), LayerLinears(**linears))
@@ -77,8 +87,12 @@ class ModelLoader:
         return self._quantize(SourceLinear(weight, None), _HEAD_PRECISION, NEAREST)
 
     def _quantize(self, linear: SourceLinear, precision: LayerPrecision, rounding: Rounding) -> QuantizedLinear:
-        rounded = round_weight(linear.weight.to(self._device), precision, rounding)
-        return build_linear(rounded, linear.bias, precision.scheme, compute_dtype=self._dtype)
+        if isinstance(linear.stored, torch.Tensor):
+            rounded = round_weight(linear.stored.to(self._device), precision, rounding)
+        else:
+            rounded = to_device(linear.stored, self._device)
+        built = build_linear(rounded, linear.bias, precision.scheme, compute_dtype=self._dtype)
+        return built if linear.input_order is None else ReorderedLinear(built, linear.input_order.to(self._device))
 
     def _norm(self, norm: SourceNorm) -> Norm:
         return Norm(

@@ -58,7 +58,7 @@ class LayerProfiler:
     def points(self) -> Iterator[LatencyPoint]:
         """Measures point after point; each is the median of several runs after a warm-up."""
         yield from self._embedding_and_head_points()
-        source = self._loader.source.layer(0)
+        source = self._loader.source.layer(0).as_floats()  # latencies do not depend on the weights
         for scheme in self._schemes:
             layer = self._loader.build_layer(source, LayerPrecision(scheme, self._group_size))
             self._others = self._stand_in(layer.memory_bytes * (self._loader.spec.num_layers - 1))

@@ -1,23 +1,21 @@
-"""Reads a model's parts from its checkpoint as they are stored: floats on the CPU, checked, not yet quantized."""
+"""Reads a model's parts from its checkpoint, on the CPU and checked, as they are stored: as floats unless quantized."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from llmpq.errors import InvalidInputError
+from llmpq.formats import quantization_of
 from llmpq.model import read_config, shape_of
+from llmpq.plan import LayerPrecision
+from llmpq.stored_layers import read_stored_layers
 from stage_server import families
 from stage_server.checkpoint import Checkpoint, open_checkpoint
 from stage_server.families import DecoderSpec
 from stage_server.families.spec import NormKind
+from stage_server.source_linears import LinearSource, SourceLinear
+from stage_server.tensor_checks import read_floats
 
-
-@dataclass(frozen=True)
-class SourceLinear:
-    """A weight matrix as the checkpoint has it: (out, in), and its bias (out,) or None."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
+_SIXTEEN_BITS = LayerPrecision("w16")
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,18 @@ class SourceLayer:
         index: Which layer.
         norms: By role, as in LayerNorms.
         linears: By role, stacked as in LayerLinears.
+        stored_at: The precision that the linears are rounded to already; None if they are floats.
     """
 
     index: int
     norms: dict[str, SourceNorm]
     linears: dict[str, SourceLinear]
+    stored_at: LayerPrecision | None = None
+
+    def as_floats(self) -> "SourceLayer":
+        """The layer that is stood for, its linears as floats."""
+        linears = {role: SourceLinear(linear.weight, linear.bias) for role, linear in self.linears.items()}
+        return replace(self, linears=linears, stored_at=None)
 
 
 class ModelSource:
@@ -51,7 +56,7 @@ class ModelSource:
 
     Raises:
         NotFoundError: No such model, or its weights are missing.
-        InvalidInputError: A family or variant that is not known.
+        InvalidInputError: A family, variant or quantization that is not known.
     """
 
     def __init__(self, model: str) -> None:
@@ -60,6 +65,9 @@ class ModelSource:
         self._shape = shape_of(config)
         self._checkpoint: Checkpoint = open_checkpoint(model)
         self._prefix = self._find_prefix()
+        self._stored_layers = read_stored_layers(model)
+        #: How the checkpoint divides the matrices of layers.
+        self.linears = LinearSource(self._checkpoint, self._prefix, self.spec, self._shape, quantization_of(config))
 
     def layer(self, index: int) -> SourceLayer:
         """Reads one layer's tensors.
@@ -68,17 +76,13 @@ class ModelSource:
             NotFoundError: A tensor is missing; names it.
             InvalidInputError: A tensor is not of the shape that the configuration says, or not finite; names it.
         """
-        names = self.spec.names
-        prefix = self._prefix + names.layer.format(index)
+        prefix = self._prefix + self.spec.names.layer.format(index)
+        norms = self.spec.names.norms
         return SourceLayer(
             index=index,
-            norms={
-                role: self._norm(prefix + module, self._norm_features(role)) for role, module in names.norms.items()
-            },
-            linears={
-                role: self._linear(role, [prefix + module for module in modules])
-                for role, modules in names.linears.items()
-            },
+            norms={role: self._norm(prefix + module, self._norm_features(role)) for role, module in norms.items()},
+            linears={role: self.linears.read(index, role) for role in self.spec.names.linears},
+            stored_at=self._stored_precision(index),
         )
 
     def token_embedding(self) -> torch.Tensor:
@@ -128,29 +132,15 @@ class ModelSource:
             return self.token_embedding()
         return self._read(f"{self.spec.names.head}.weight", self._shape.vocab_size, self._shape.embedding_size)
 
+    def _stored_precision(self, index: int) -> LayerPrecision | None:
+        stored = self._stored_layers[index] if self._stored_layers else _SIXTEEN_BITS
+        return stored if stored != _SIXTEEN_BITS else None
+
     def _find_prefix(self) -> str:
         """What stands before the names in this checkpoint; what transformers would write, if none of the known does."""
         names = self.spec.names
         found = (p for p in names.prefixes if self._checkpoint.has(f"{p}{names.token_embedding}.weight"))
         return next(found, names.prefixes[0])
-
-    def _linear(self, role: str, modules: list[str]) -> SourceLinear:
-        """The stacked matrix of a role and its bias: this is the one place that knows how a checkpoint divides them."""
-        num_rows, in_features = self._shape.linear_shapes[role]
-        rows = self._shape.stacked_rows[role] if len(modules) > 1 else (num_rows,)
-        weights = [self._read(f"{m}.weight", n, in_features) for m, n in zip(modules, rows, strict=True)]
-        weight, bias = torch.cat(weights), None
-        if role in self.spec.biased:
-            bias = torch.cat([self._read(f"{m}.bias", n) for m, n in zip(modules, rows, strict=True)])
-        if role == "qkv" and self.spec.is_qkv_by_head:
-            order = self._rows_by_projection()
-            weight, bias = weight[order], bias[order] if bias is not None else None
-        return SourceLinear(weight, bias)
-
-    def _rows_by_projection(self) -> torch.Tensor:
-        """Row indices that put (head, projection, channel) into the order (projection, head, channel)."""
-        rows = torch.arange(sum(self.spec.qkv_sizes))
-        return rows.view(self.spec.num_heads, 3, self.spec.head_dim).transpose(0, 1).flatten()
 
     def _norm_features(self, role: str) -> int:
         return self._shape.head_dim if role in {"query", "key"} else self._shape.hidden_size
@@ -163,15 +153,4 @@ class ModelSource:
         return SourceNorm(weight, self._read(f"{module}.bias", num_features) if has_bias else None)
 
     def _read(self, name: str, *dimensions: int) -> torch.Tensor:
-        """A tensor of the checkpoint, of these dimensions."""
-        tensor = self._checkpoint.tensor(name)
-        if tensor.shape != dimensions or not tensor.is_floating_point():
-            found = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-            raise _wrong(name, f"is {found}, but the configuration says floats of shape {dimensions}")
-        if not tensor.isfinite().all():
-            raise _wrong(name, "holds NaN or infinity: the checkpoint is damaged")
-        return tensor
-
-
-def _wrong(name: str, problem: str) -> InvalidInputError:
-    return InvalidInputError(f"Tensor '{name}' {problem}.", reason="BAD_TENSOR", subject=name)
+        return read_floats(self._checkpoint, name, *dimensions)
