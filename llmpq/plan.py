@@ -11,7 +11,7 @@ from llmpq.schemes import DEFAULT_GROUP_SIZE
 PLAN_VERSION = 1
 
 #: Ways to make a plan, the default first.
-STRATEGIES = ("llm-pq", "uniform")
+STRATEGIES = ("llm-pq", "llm-pq-heuristic", "adabits", "pipeedge", "uniform", "het")
 #: Ways to round weights, the default first: see `Rounding` in the contract.
 ROUNDING_METHODS = ("nearest", "hqq", "gptq")
 #: Ways to rate what quantizing a layer costs, the default first.

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from planner_svc import placement
 from planner_svc.schedule import Schedule
+from planner_svc.timeline import closed_loops_s
 
 Floats = NDArray[np.float64]
 
@@ -70,6 +71,33 @@ class AssignmentProblem:
         """(layers, schemes): whether the layer may have the scheme."""
         return np.isfinite(self.omega)
 
+    def objectives_s(self, counts: Floats, losses: Floats) -> Floats:
+        """(many) time + theta * loss of many assignments at once; infinite where memory, devices or budget forbid one.
+
+        Args:
+            counts: (many, stages, schemes) layers of each stage at each scheme.
+            losses: (many) sums of omega.
+        """
+        schedule = self.schedule
+        prefill_s = _stage_times(counts, self.layer_prefill_s, self.outside_prefill_s)
+        decode_s = _stage_times(counts, self.layer_decode_s, self.outside_decode_s)
+        total_s, slowest_s = _totals(prefill_s, self.link_prefill_s)
+        end_s = total_s + (schedule.num_frames - 1) * slowest_s
+        decode_end_s = closed_loops_s(
+            *_totals(decode_s, self.link_decode_s), num_lanes=schedule.num_lanes, num_rounds=schedule.num_rounds
+        )
+        objective_s = end_s + decode_end_s + self.theta_s * losses
+        is_over = (counts * self.layer_bytes).sum(axis=2) > self.capacity_bytes
+        is_wrong = is_over.any(axis=1) | (counts[:, ~self.is_usable] > 0).any(axis=1) | (counts < 0).any(axis=(1, 2))
+        is_wrong |= counts.sum(axis=2).min(axis=1) < 1
+        if self.quality_budget is not None:
+            is_wrong |= losses > self.quality_budget
+        return np.asarray(np.where(is_wrong, np.inf, objective_s))
+
+    def without_limits(self) -> "AssignmentProblem":
+        """The same costs with memory for everything and no quality budget."""
+        return replace(self, capacity_bytes=np.full_like(self.capacity_bytes, np.inf), quality_budget=None)
+
     def quality_only(self) -> "AssignmentProblem":
         """The same layers and memory, with the sum of omega as the only objective."""
         free = {
@@ -102,6 +130,16 @@ class AssignmentProblem:
         """(stages, layers) bytes of each layer at the most compressed scheme that stage and layer admit."""
         can_have = self.is_usable[:, None, :] & self.is_allowed[None, :, :]
         return np.asarray(np.where(can_have, self.layer_bytes[:, None, :], np.inf).min(axis=2))
+
+
+def _stage_times(counts: Floats, layer_s: Floats, outside_s: Floats) -> Floats:
+    """(many, stages) seconds of each stage."""
+    return np.asarray((counts * np.where(np.isfinite(layer_s), layer_s, 0.0)).sum(axis=2) + outside_s)
+
+
+def _totals(stage_s: Floats, link_s: Floats) -> tuple[Floats, Floats]:
+    """(many) seconds of all servers, and of the slowest."""
+    return stage_s.sum(axis=1) + link_s.sum(), np.maximum(stage_s.max(axis=1), link_s.max())
 
 
 def _phase_bound(layer_s: Floats, outside_s: Floats, link_s: Floats, num_layers: int) -> tuple[float, float]:

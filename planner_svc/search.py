@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
-from math import ceil, inf, isfinite
+from math import inf
 
-from llmpq.errors import DoesNotFitError, PreconditionError
 from llmpq.plan import Plan
 from planner_svc.assignment import AssignmentProblem
+from planner_svc.infeasible import explain
 from planner_svc.milp import AssignmentModel
-from planner_svc.space import Candidate, SearchSpace, cannot_run_given_schemes
+from planner_svc.space import Candidate, SearchSpace
 
 #: Improvements that are not worth searching for, as a share of the objective: far below what predictions are good to.
 SEARCH_TOLERANCE = 0.002
@@ -60,7 +60,6 @@ class Search:
         self._relaxed: list[tuple[float, int]] = []
         self._closed_bound_s = inf
         self._num_relaxed_since_solve = 0
-        self._is_any_fitting = False
         self._is_any_undecided = False
 
     def run(self) -> Plan:
@@ -80,7 +79,7 @@ class Search:
                 self._relax(candidates, *heappop(self._bounded))
             self._on_progress(Progress(len(candidates) - self._num_open, len(candidates), self._best_objective_s))
         if self._best is None:
-            raise self._explain()
+            raise explain(self._space, is_exhaustive=not self._num_open and not self._is_any_undecided)
         return self._with_gap(self._best)
 
     @property
@@ -117,7 +116,6 @@ class Search:
         problem = self._space.problem(candidates[number])
         if not problem.fits():
             return
-        self._is_any_fitting = True
         self._num_relaxed_since_solve += 1
         relaxed = self._model(problem, is_relaxed=True).solve(problem, time_limit_s=_SOLVE_LIMIT_S)
         if relaxed.bound_s < inf:
@@ -149,57 +147,3 @@ class Search:
         bound_s = min(self._open_bound_s, self._closed_bound_s)
         gap = max(1 - bound_s / objective_s, 0.0) if objective_s else 0.0
         return replace(plan, estimate=replace(plan.estimate, gap=gap))
-
-    def _explain(self) -> PreconditionError:
-        if not self._num_open and not self._is_any_fitting:
-            return self._does_not_fit()
-        if self._num_open or self._is_any_undecided:
-            return PreconditionError(
-                "No plan was found in the time allowed. Raise options.time_limit_s, or fix micro-batch sizes.",
-                reason="TIME_LIMIT",
-                subject="problem.options.time_limit_s",
-            )
-        reachable = self._smallest_loss()
-        return PreconditionError(
-            f"No plan that fits the memory has a quality loss within {self._space.options.quality_budget:g}; "
-            f"the smallest that can be reached is {ceil(reachable * 1e4) / 1e4:g}. Raise the budget, or add memory.",
-            reason="QUALITY_BUDGET_INFEASIBLE",
-            subject="problem.options.quality_budget",
-            metadata={"smallest_quality_loss": repr(reachable)},
-        )
-
-    def _does_not_fit(self) -> DoesNotFitError:
-        """Names the devices that are short in the candidate that is short of the fewest bytes."""
-        short, order = min(
-            ((self._space.problem(candidate).short_bytes(), candidate.order) for candidate in self._space.candidates),
-            key=lambda entry: float(entry[0].sum()),
-        )
-        if not isfinite(short.sum()):
-            raise cannot_run_given_schemes()
-        short_bytes = {device_id: ceil(size) for device_id, size in zip(order, short, strict=True) if size}
-        worst = max(short_bytes, key=lambda device_id: short_bytes[device_id])
-        is_given = self._space.options.layer_schemes
-        compressed = "at the schemes given to its layers" if is_given else "however much it is compressed"
-        missing = " and ".join(f"device {device_id} is {size:,} bytes short" for device_id, size in short_bytes.items())
-        return DoesNotFitError(
-            f"The model does not fit, {compressed}: at best, {missing}. Give so much larger memory budgets, add a "
-            "device, allow lower precisions, or shorten the sequences.",
-            subject=worst,
-            metadata={"short_bytes": str(short_bytes[worst])},
-        )
-
-    def _smallest_loss(self) -> float:
-        """The least sum of omega that the memory allows; smaller micro-batches never need more memory."""
-        loosest = {}
-        for candidate in sorted(
-            self._space.candidates, key=lambda c: (-c.setting.num_slots, -c.setting.prefill_micro_batch)
-        ):
-            loosest[candidate.order] = candidate
-        losses = []
-        for candidate in loosest.values():
-            problem = self._space.problem(candidate).quality_only()
-            if problem.fits():
-                solution = AssignmentModel(problem).solve(problem, time_limit_s=_SOLVE_LIMIT_S, relative_gap=0.0)
-                if solution.assignment is not None:
-                    losses.append(self._space.plan(candidate, solution.assignment, "").estimate.quality_loss)
-        return min(losses)

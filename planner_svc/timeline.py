@@ -9,6 +9,11 @@ the next token of a sequence needs the last one. `closed_loop_s` says what that 
 both formulas are exact.
 """
 
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64] | np.float64
+
 
 def open_loop_s(*, total_s: float, slowest_s: float, num_micro_batches: float) -> float:
     """Time of micro-batches that each pass the pipeline once: total + (num_micro_batches - 1) * slowest."""
@@ -25,8 +30,13 @@ def closed_loop_s(*, total_s: float, slowest_s: float, num_lanes: int, num_round
     - total + (num_lanes * num_rounds - 1) * slowest: the slowest server never waits;
     - num_rounds * total + (num_lanes - 1) * slowest: no micro-batch ever waits after the first round.
     """
+    return float(closed_loops_s(np.float64(total_s), np.float64(slowest_s), num_lanes=num_lanes, num_rounds=num_rounds))
+
+
+def closed_loops_s(total_s: Floats, slowest_s: Floats, *, num_lanes: int, num_rounds: int) -> Floats:
+    """`closed_loop_s` of many pipelines at once."""
     if num_rounds == 0:
-        return 0.0
+        return np.zeros_like(total_s)
     server_bound = total_s + (num_lanes * num_rounds - 1) * slowest_s
     latency_bound = num_rounds * total_s + (num_lanes - 1) * slowest_s
-    return max(server_bound, latency_bound)
+    return np.maximum(server_bound, latency_bound)

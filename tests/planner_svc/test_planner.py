@@ -6,7 +6,7 @@ import pytest
 
 from llmpq.device import DeviceProfile
 from llmpq.errors import DoesNotFitError, InvalidInputError, PreconditionError
-from llmpq.plan import LayerPrecision, LayerSensitivity, LengthBucket, Plan, PlanningProblem, PlanOptions
+from llmpq.plan import STRATEGIES, LayerPrecision, LayerSensitivity, LengthBucket, Plan, PlanningProblem, PlanOptions
 from llmpq.schemes import SCHEMES
 from planner_svc.planner import Planner
 from planner_svc.search import SEARCH_TOLERANCE, Progress
@@ -275,7 +275,7 @@ def test_time_limit_keeps_the_incumbent(time_limit_s: float) -> None:
     best = PLANNER.create(problem)
     assert sum(layers_of(plan).values()) == SMOLLM2.num_layers
     assert 1 - best.estimate.total_s / plan.estimate.total_s - 1e-9 <= plan.estimate.gap <= 1
-    assert best.estimate.gap <= SEARCH_TOLERANCE
+    assert best.estimate.gap <= SEARCH_TOLERANCE * (1 + 1e-9)
 
 
 def test_memory_infeasible_names_device_and_bytes() -> None:
@@ -357,6 +357,6 @@ def test_evaluation_refuses_layers_that_do_not_follow(problem: PlanningProblem) 
 def test_comparison_reports_why_a_strategy_found_nothing() -> None:
     """A strategy without a plan has an error in its entry, and the others theirs."""
     results = PLANNER.compare(memory_tight_problem(quality_budget=0.4, decode_micro_batch=12), [])
-    assert [result.strategy for result in results] == ["llm-pq", "uniform"]
+    assert [result.strategy for result in results] == list(STRATEGIES)
     assert all((result.plan is None) == bool(result.error) for result in results)
-    assert results[1].plan is None
+    assert results[list(STRATEGIES).index("uniform")].plan is None

@@ -1,0 +1,73 @@
+"""The split of layers over unlike stages that makes the slowest one as fast as it can be."""
+
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner_svc.milp import Assignment
+
+Floats = NDArray[np.float64]
+
+
+def balanced_counts(num_layers: int, layer_s: Floats, outside_s: Floats, room: Floats) -> Floats | None:
+    """Least max_j(OUTSIDE[j] + c[j] * LAYER[j]) for layers that are all alike; None if they do not fit.
+
+    Layers are dealt one by one to the stage that is then the least slow, which is optimal for equal layers.
+
+    Args:
+        num_layers: Layers to deal.
+        layer_s: (stages) seconds of a layer.
+        outside_s: (stages) seconds beside the layers.
+        room: (stages) layers that a stage can hold.
+
+    Returns:
+        (stages) layers of each stage, at least 1.
+    """
+    counts = np.ones(len(layer_s))
+    if room.min() < 1 or room.sum() < num_layers or num_layers < len(counts):
+        return None
+    for _ in range(num_layers - len(counts)):
+        ends_s = np.where(counts < room, outside_s + (counts + 1) * layer_s, np.inf)
+        counts[ends_s.argmin()] += 1
+    return counts
+
+
+def balanced_split(
+    schemes: list[int], layer_s: Floats, outside_s: Floats, layer_bytes: Floats, capacity_bytes: Floats
+) -> Assignment | None:
+    """Least max_j(OUTSIDE[j] + sum of LAYER[j, scheme] over its layers), at least one layer each; None if none fits.
+
+    Dynamic program over stages and layers: F[j, e] = min over s < e of max(F[j-1, s], time of layers [s, e) on j).
+
+    Args:
+        schemes: The scheme of each layer.
+        layer_s: (stages, schemes) seconds of a layer; infinite where the stage cannot run it.
+        outside_s: (stages) seconds beside the layers.
+        layer_bytes: (stages, schemes) bytes of a layer.
+        capacity_bytes: (stages) bytes for layers.
+    """
+    num_stages, num_layers = len(outside_s), len(schemes)
+    best = np.full((num_stages + 1, num_layers + 1), np.inf)
+    best[0, 0] = 0.0
+    cut = np.zeros((num_stages + 1, num_layers + 1), dtype=int)
+    for stage in range(num_stages):
+        seconds = np.concatenate(([0.0], np.cumsum(np.minimum(layer_s[stage, schemes], _NEVER_S))))
+        sizes = np.concatenate(([0.0], np.cumsum(layer_bytes[stage, schemes])))
+        for end in range(stage + 1, num_layers + 1):
+            starts = np.arange(stage, end)
+            times = np.maximum(best[stage, starts], outside_s[stage] + seconds[end] - seconds[starts])
+            times[sizes[end] - sizes[starts] > capacity_bytes[stage]] = np.inf
+            at = int(times.argmin())
+            best[stage + 1, end], cut[stage + 1, end] = times[at], starts[at]
+    if best[-1, -1] >= _NEVER_S:
+        return None
+    cuts = [num_layers]
+    for stage in range(num_stages, 0, -1):
+        cuts.append(int(cut[stage, cuts[-1]]))
+    cuts.reverse()
+    return tuple(tuple(schemes[first:end]) for first, end in pairwise(cuts))
+
+
+#: Stands for layers that a stage cannot run; sums of infinities would have no differences.
+_NEVER_S = 1e30

@@ -1,0 +1,72 @@
+"""Why there is no plan, in words that name the devices and the numbers."""
+
+from collections.abc import Iterable
+from math import ceil, isfinite
+
+from llmpq.errors import DoesNotFitError, PreconditionError
+from planner_svc.milp import AssignmentModel
+from planner_svc.space import Candidate, SearchSpace, cannot_run_given_schemes
+
+#: Longest single solve.
+_SOLVE_LIMIT_S = 5.0
+
+
+def explain(space: SearchSpace, *, is_exhaustive: bool) -> PreconditionError:
+    """The error of a search that found nothing.
+
+    Args:
+        space: What was searched.
+        is_exhaustive: Whether it looked everywhere.
+    """
+    if not any(space.problem(candidate).fits() for candidate in space.candidates):
+        return does_not_fit(space, space.candidates)
+    if not is_exhaustive:
+        return PreconditionError(
+            "No plan was found in the time allowed. Raise options.time_limit_s, or fix micro-batch sizes.",
+            reason="TIME_LIMIT",
+            subject="problem.options.time_limit_s",
+        )
+    reachable = _smallest_loss(space)
+    return PreconditionError(
+        f"No plan that fits the memory has a quality loss within {space.options.quality_budget:g}; "
+        f"the smallest that can be reached is {ceil(reachable * 1e4) / 1e4:g}. Raise the budget, or add memory.",
+        reason="QUALITY_BUDGET_INFEASIBLE",
+        subject="problem.options.quality_budget",
+        metadata={"smallest_quality_loss": repr(reachable)},
+    )
+
+
+def does_not_fit(space: SearchSpace, candidates: Iterable[Candidate]) -> PreconditionError:
+    """Names the devices that are short in the candidate that is short of the fewest bytes."""
+    short, order = min(
+        ((space.problem(candidate).short_bytes(), candidate.order) for candidate in candidates),
+        key=lambda entry: float(entry[0].sum()),
+    )
+    if not isfinite(short.sum()):
+        return cannot_run_given_schemes()
+    short_bytes = {device_id: ceil(size) for device_id, size in zip(order, short, strict=True) if size}
+    worst = max(short_bytes, key=lambda device_id: short_bytes[device_id])
+    is_given = space.options.layer_schemes
+    compressed = "at the schemes given to its layers" if is_given else "however much it is compressed"
+    missing = " and ".join(f"device {device_id} is {size:,} bytes short" for device_id, size in short_bytes.items())
+    return DoesNotFitError(
+        f"The model does not fit, {compressed}: at best, {missing}. Give so much larger memory budgets, add a "
+        "device, allow lower precisions, or shorten the sequences.",
+        subject=worst,
+        metadata={"short_bytes": str(short_bytes[worst])},
+    )
+
+
+def _smallest_loss(space: SearchSpace) -> float:
+    """The least sum of omega that the memory allows; smaller micro-batches never need more memory."""
+    loosest = {}
+    for candidate in sorted(space.candidates, key=lambda c: (-c.setting.num_slots, -c.setting.prefill_micro_batch)):
+        loosest[candidate.order] = candidate
+    losses = []
+    for candidate in loosest.values():
+        problem = space.problem(candidate).quality_only()
+        if problem.fits():
+            solution = AssignmentModel(problem).solve(problem, time_limit_s=_SOLVE_LIMIT_S, relative_gap=0.0)
+            if solution.assignment is not None:
+                losses.append(space.plan(candidate, solution.assignment, "").estimate.quality_loss)
+    return min(losses)

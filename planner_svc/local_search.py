@@ -1,0 +1,122 @@
+"""The outer search without a solver: quick starts for every candidate, then bit-width transfer from the best."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from heapq import nsmallest
+from math import inf
+
+import numpy as np
+
+from llmpq.plan import Plan
+from planner_svc.assignment import AssignmentProblem
+from planner_svc.balance import balanced_counts, balanced_split
+from planner_svc.infeasible import explain
+from planner_svc.milp import Assignment
+from planner_svc.search import OnProgress, Progress
+from planner_svc.space import SearchSpace
+from planner_svc.transfer import Transfer
+
+#: Share of the time for quick starts.
+_START_SHARE = 0.3
+#: Starts of one candidate that are improved.
+_NUM_STARTS = 2
+#: An improvement by less is not worth a further candidate.
+_TOLERANCE = 1e-6
+
+
+class LocalSearch:
+    """One search.
+
+    Args:
+        space: Where to search.
+        incumbent: A plan to improve on, or None.
+        deadline: Value of `time.monotonic` at which to stop and return the best plan so far.
+        on_progress: Told after each candidate.
+    """
+
+    def __init__(self, space: SearchSpace, incumbent: Plan | None, deadline: float, on_progress: OnProgress) -> None:
+        self._space = space
+        self._best = incumbent
+        self._deadline = deadline
+        self._on_progress = on_progress
+
+    def run(self) -> Plan:
+        """The best plan found; its gap is to the best bound of any candidate.
+
+        Raises:
+            DoesNotFitError: No candidate fits the memory, even at its most compressed.
+            PreconditionError: No plan within the quality budget was found.
+        """
+        started = self._started()
+        for done, number in enumerate(sorted(started, key=lambda number: started[number][0][0])):
+            if time.monotonic() >= self._deadline:
+                break
+            if self._space.objective_bounds_s[number] < self._best_objective_s * (1 - _TOLERANCE):
+                self._improve(number, [start for _, start in started[number]])
+            self._on_progress(Progress(done + 1, len(self._space.candidates), self._best_objective_s))
+        if self._best is None:
+            raise explain(self._space, is_exhaustive=True)
+        return self._with_gap(self._best)
+
+    @property
+    def _best_objective_s(self) -> float:
+        return self._space.objective_s(self._best) if self._best else inf
+
+    def _started(self) -> dict[int, list[tuple[float, Assignment]]]:
+        """The best starts of each candidate with what they come to, candidates of the lowest bounds first."""
+        bounds = self._space.objective_bounds_s
+        until = time.monotonic() + _START_SHARE * (self._deadline - time.monotonic())
+        started: dict[int, list[tuple[float, Assignment]]] = {}
+        for number in np.argsort(bounds, kind="stable"):
+            if time.monotonic() >= until and started:
+                break
+            problem = self._space.problem(self._space.candidates[number])
+            starts = [(_price(problem, start), start) for start in _starts(problem)] if problem.fits() else []
+            if starts:
+                started[int(number)] = nsmallest(_NUM_STARTS, starts, key=lambda start: start[0])
+        return started
+
+    def _improve(self, number: int, starts: list[Assignment]) -> None:
+        problem = self._space.problem(self._space.candidates[number])
+        for start in starts:
+            assignment, objective_s = Transfer(problem, self._deadline).improve(start)
+            if objective_s < self._best_objective_s:
+                self._best = self._space.plan(self._space.candidates[number], assignment, "")
+
+    def _with_gap(self, plan: Plan) -> Plan:
+        objective_s = self._best_objective_s
+        gap = max(1 - min(self._space.objective_bounds_s) / objective_s, 0.0) if objective_s else 0.0
+        return replace(plan, estimate=replace(plan.estimate, gap=gap))
+
+
+def _starts(problem: AssignmentProblem) -> Iterator[Assignment]:
+    """For each scheme the split that is best balanced over the whole batch, stages that lack it taking their smallest.
+
+    Where layers are given their schemes, the one split of those.
+    """
+    schedule = problem.schedule
+    rounds = schedule.num_lanes * schedule.num_rounds
+    layer_s = schedule.num_frames * problem.layer_prefill_s + rounds * problem.layer_decode_s
+    outside_s = schedule.num_frames * problem.outside_prefill_s + rounds * problem.outside_decode_s
+    if not problem.is_allowed.all():
+        given = [int(scheme) for scheme in problem.is_allowed.argmax(axis=1)]
+        split = balanced_split(given, layer_s, outside_s, problem.layer_bytes, problem.capacity_bytes)
+        if split is not None:
+            yield split
+        return
+    smallest = np.where(problem.is_usable, problem.layer_bytes, np.inf).argmin(axis=1)
+    stages = np.arange(problem.num_stages)
+    for scheme in range(problem.num_schemes):
+        schemes = np.where(problem.is_usable[:, scheme], scheme, smallest)
+        room = np.floor(problem.capacity_bytes / problem.layer_bytes[stages, schemes])
+        counts = balanced_counts(problem.num_layers, layer_s[stages, schemes], outside_s, room)
+        if counts is not None:
+            yield tuple((int(scheme),) * int(count) for scheme, count in zip(schemes, counts, strict=True))
+
+
+def _price(problem: AssignmentProblem, start: Assignment) -> float:
+    counts = np.array([np.bincount(stage, minlength=problem.num_schemes) for stage in start], dtype=float)
+    schemes = np.concatenate([np.array(stage) for stage in start])
+    loss = problem.omega[np.arange(problem.num_layers), schemes].sum()
+    return float(problem.objectives_s(counts[None], np.array([loss]))[0])
