@@ -2,7 +2,8 @@
 
 import typer
 
-from llmpq.cli.evaluate import perplexity
+from llmpq.cli.eval_perplexity import perplexity
+from llmpq.cli.eval_tasks import tasks
 from llmpq.cli.plan import plan
 from llmpq.cli.results import cancel, results
 from llmpq.cli.run_batch import run_batch
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 evaluations = typer.Typer(no_args_is_help=True, help="Measure the quality of what the mesh serves.")
 evaluations.command("ppl")(perplexity)
+evaluations.command("tasks")(tasks)
 
 app.command("up")(up)
 app.command("run-batch")(run_batch)

@@ -1,11 +1,13 @@
 """Options that several commands share."""
 
 import re
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from llmpq.plan import PlanOptions
+from llmpq.cli.precisions import given_precisions
+from llmpq.plan import ROUNDING_METHODS, PlanOptions, Rounding
 from llmpq.schemes import GROUP_SIZES, SCHEMES
 
 #: Environment variable that stands in for --coordinator.
@@ -22,6 +24,12 @@ def _known_scheme(scheme: str) -> str:
     if scheme and scheme not in SCHEMES:
         raise typer.BadParameter(f"'{scheme}' is not one of {', '.join(SCHEMES)}.")
     return scheme
+
+
+def _known_rounding(rounding: str) -> str:
+    if rounding and rounding not in ROUNDING_METHODS:
+        raise typer.BadParameter(f"'{rounding}' is not one of {', '.join(ROUNDING_METHODS)}.")
+    return rounding
 
 
 def _known_group(group: int | None) -> int | None:
@@ -63,6 +71,24 @@ Scheme = Annotated[
         help="Store every layer at this precision, instead of letting the planner choose.",
     ),
 ]
+Precisions = Annotated[
+    str,
+    typer.Option(
+        metavar="LIST|PLAN.json",
+        help="Precision of each layer in order, as `w8*15,w4*15`, or a plan that `llmpq plan --json` wrote (with its "
+        "group size and rounding). Split and micro-batches are still planned.",
+    ),
+]
+RoundingMethod = Annotated[
+    str,
+    typer.Option(
+        "--rounding",
+        metavar="|".join(ROUNDING_METHODS),
+        callback=_known_rounding,
+        help=f"How weights are rounded. [dim]\\[default: {ROUNDING_METHODS[0]}][/dim]",
+    ),
+]
+Symmetric = Annotated[bool, typer.Option("--symmetric", help="Round w4 and w3 around zero, as some formats want.")]
 Group = Annotated[
     int | None,
     typer.Option(
@@ -92,15 +118,36 @@ def plan_options(
     quality_weight: float | None = None,
     quality_budget: float | None = None,
     strategy: str = "",
+    precisions: str = "",
+    rounding: str = "",
+    symmetric: bool = False,
 ) -> PlanOptions:
-    """The options that the flags ask for; a mesh started for the call uses all the stages that were asked for."""
+    """The options that the flags ask for; a mesh started for the call uses all the stages that were asked for.
+
+    What a plan given as `precisions` says of group size and rounding holds where no flag says otherwise.
+    """
     if quality_weight is not None and quality_budget is not None:
         raise typer.BadParameter("Pass one of --quality-weight and --quality-budget, not both.")
-    return PlanOptions(
+    if scheme and precisions:
+        raise typer.BadParameter("Pass one of --scheme and --precisions, not both.")
+    given = given_precisions(precisions) if precisions else PlanOptions()
+    return replace(
+        given,
         quality_weight=quality_weight,
         quality_budget=quality_budget,
         strategy=strategy,
         allowed_schemes=(scheme,) if scheme else (),
-        group_size=group,
+        group_size=given.group_size if group is None else group,
+        rounding=Rounding(rounding, symmetric) if rounding or symmetric else given.rounding,
         use_all_devices=is_local,
     )
+
+
+def described(plan_options: PlanOptions, scheme: str) -> dict[str, object]:
+    """What was asked of the weights, as plain values for a report."""
+    return {
+        "scheme": scheme or None,
+        "group": plan_options.effective_group_size,
+        "rounding": plan_options.rounding.effective_method,
+        "symmetric": plan_options.rounding.is_symmetric,
+    }

@@ -33,7 +33,10 @@ def run_batch(
     coordinator: options.Coordinator = "",
     stages: options.Stages = None,
     scheme: options.Scheme = "",
+    precisions: options.Precisions = "",
     group: options.Group = None,
+    rounding: options.RoundingMethod = "",
+    symmetric: options.Symmetric = False,
     quality_weight: options.QualityWeight = None,
     quality_budget: options.QualityBudget = None,
     max_tokens: Annotated[int, typer.Option(min=0, help="For lines that set none; 0 is the endpoint's default.")] = 0,
@@ -65,7 +68,10 @@ def run_batch(
     plan_options = options.plan_options(
         is_local=mesh.is_local,
         scheme=scheme,
+        precisions=precisions,
         group=group,
+        rounding=rounding,
+        symmetric=symmetric,
         quality_weight=quality_weight,
         quality_budget=quality_budget,
     )

@@ -1,12 +1,13 @@
 """Plans, clusters and batches as tables."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
 from llmpq.batch import Batch, Cluster
+from llmpq.cli.task_scores import TaskScore
 from llmpq.plan import Plan, StageMemory, StagePlan
 from llmpq.report import precision_counts, tokens_per_s
 from llmpq.units import format_bytes, format_seconds
@@ -70,6 +71,21 @@ def cluster_table(cluster: Cluster) -> Table:
     return table
 
 
+def score_table(scores: Iterable[TaskScore], precisions: Mapping[str, int]) -> Table:
+    """The figures of tasks, one a line, with standard errors."""
+    served = ", ".join(f"{scheme} x{count}" for scheme, count in precisions.items())
+    table = _table(f"tasks, layers at {served}", ("task", "items", "acc", "acc_norm", "perplexity"))
+    for score in scores:
+        table.add_row(
+            score.task,
+            str(score.items),
+            _with_error(score.acc, score.acc_stderr),
+            _with_error(score.acc_norm, score.acc_norm_stderr),
+            "" if score.perplexity is None else f"{score.perplexity:.4f}",
+        )
+    return table
+
+
 def batch_table(batches: Iterable[Batch]) -> Table:
     """Batches, one a line."""
     table = _table("batches", ("batch", "state", "answered", "tokens", "model"))
@@ -107,6 +123,12 @@ def _placement(stage: StagePlan) -> tuple[str, str, str]:
     last_layer = stage.end_layer - 1
     layers = f"{stage.first_layer}-{last_layer}" if last_layer > stage.first_layer else str(last_layer)
     return stage.device_id, layers, precisions
+
+
+def _with_error(value: float | None, stderr: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if stderr is None else f"{value:.4f} ± {stderr:.4f}"
 
 
 def _memory(memory: StageMemory) -> str:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import structlog
 from fake_coordinator import FakeCoordinator, served
+from terminal import Terminal
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +46,16 @@ def background_coordinator() -> Iterator[FakeCoordinator]:
     loop.call_soon_threadsafe(stop.set)
     thread.join(timeout=30)
     loop.close()
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
+    """Where commands are typed."""
+    monkeypatch.delenv("LLMPQ_COORDINATOR", raising=False)
+    return Terminal(monkeypatch, capsys)
+
+
+@pytest.fixture
+def address(background_coordinator: FakeCoordinator) -> str:
+    """Where the fake coordinator listens."""
+    return background_coordinator.address

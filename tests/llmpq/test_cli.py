@@ -8,18 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import pytest
 import typer
 from fake_coordinator import PLAN, FakeCoordinator
+from terminal import Terminal
 
 from llmpq.batch import Batch, BatchState, Cluster, ClusterStage
-from llmpq.cli import main, progress
+from llmpq.cli import progress
 from llmpq.cli.app import app
 from llmpq.cli.tables import batch_table, cluster_table, plan_table
 from llmpq.cli.terminal import stdout
 from llmpq.device import DeviceDescription
+from llmpq.plan import STRATEGIES
 from llmpq.v1 import coordinator_service_pb2 as pb
 
 STORIES = Path(__file__).parents[1] / "data" / "stories260K"
@@ -38,43 +39,6 @@ BATCH_KEYS = {
     "plan_hash",
     "stages",
 }
-
-
-class Outcome(NamedTuple):
-    """What a command left: its exit status and its two streams."""
-
-    status: int
-    out: str
-    err: str
-
-
-class Terminal:
-    """Runs commands as a shell would, in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def run(self, *arguments: object) -> Outcome:
-        """Runs `llmpq ARGUMENTS`."""
-        self._monkeypatch.setattr(sys, "argv", ["llmpq", *map(str, arguments)])
-        self._capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = self._capsys.readouterr()
-        return Outcome(ended.value.code or 0, captured.out, captured.err)
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
-    """Where commands are typed."""
-    monkeypatch.delenv("LLMPQ_COORDINATOR", raising=False)
-    return Terminal(monkeypatch, capsys)
-
-
-@pytest.fixture
-def address(background_coordinator: FakeCoordinator) -> str:
-    """Where the fake coordinator listens."""
-    return background_coordinator.address
 
 
 @pytest.fixture
@@ -268,27 +232,9 @@ def test_plan_compares_strategies(terminal: Terminal, address: str) -> None:
         "prompt_len": 16,
         "gen_len": 4,
     }
-    assert [entry["strategy"] for entry in document["plans"]] == ["llm-pq", "uniform"]
-    assert document["plans"][1] == {"strategy": "uniform", "plan": None, "error": "No precision fits."}
+    assert [entry["strategy"] for entry in document["plans"]] == list(STRATEGIES)
+    assert {"strategy": "uniform", "plan": None, "error": "No precision fits."} in document["plans"]
     assert terminal.run(*arguments, "--strategy", "uniform").status == 1
-
-
-def test_perplexity_is_the_mean_over_scored_tokens(
-    terminal: Terminal, background_coordinator: FakeCoordinator, tmp_path: Path
-) -> None:
-    """Windows do not overlap, their first tokens are not scored, a window of one token is left out."""
-    text = tmp_path / "text.txt"
-    text.write_text("Once upon a time there was a little girl. " * 20)
-    outcome = terminal.run(
-        *("eval", "ppl", "--model", STORIES, "--text", text, "--scheme", "w4", "--group", 64, "--json"),
-        *("--tokens", 33, "--window", 16, "--coordinator", background_coordinator.address),
-    )
-    document = json.loads(outcome.out)
-    assert outcome.status == 0, outcome.err
-    assert document["perplexity"] == pytest.approx(8.0)
-    assert (document["tokens"], document["scored_tokens"], document["window"]) == (33, 30, 16)
-    assert (document["scheme"], document["group"]) == ("w4", 64)
-    assert set(document) >= BATCH_KEYS
 
 
 def test_errors_are_one_line_without_a_traceback(terminal: Terminal, address: str, tmp_path: Path) -> None:
@@ -349,8 +295,8 @@ def test_wrong_usage_exits_with_2_and_teaches(terminal: Terminal, prompts: Path,
 def test_every_command_teaches_by_example_and_names_its_json_keys(terminal: Terminal) -> None:
     """--help of each command has examples and the keys of its document."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    names = [(name,) for name in commands if name != "eval"] + [("eval", "ppl")]
-    assert len(names) == 7
+    names = [(name,) for name in commands if name != "eval"] + [("eval", "ppl"), ("eval", "tasks")]
+    assert len(names) == 8
     for name in names:
         outcome = terminal.run(*name, "--help")
         assert outcome.status == 0
