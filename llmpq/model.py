@@ -132,11 +132,15 @@ def read_config(model: str) -> "PretrainedConfig":
 
 @lru_cache(maxsize=4)
 def _read_config(model: str, files: ModelFiles, fingerprint: str) -> "PretrainedConfig":  # noqa: ARG001 keys the cache
-    """Reading the configuration of a GGUF file parses its whole vocabulary, which takes seconds."""
+    """Kept, because stages and coordinator ask several times for one load."""
     from transformers import AutoConfig  # noqa: PLC0415 takes a second, and most processes never need it
 
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(**files.from_pretrained)
+        config: PretrainedConfig = (
+            _gguf_config(files) if files.gguf else AutoConfig.from_pretrained(str(files.directory))
+        )
+    except InvalidInputError:
+        raise
     except Exception as error:  # a damaged file makes the parsers below raise anything
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise _unknown_family(model, f"its configuration cannot be read ({why})") from error
@@ -145,6 +149,13 @@ def _read_config(model: str, files: ModelFiles, fingerprint: str) -> "Pretrained
     if config.model_type not in KNOWN_FAMILIES:
         raise _unknown_family(model, f"its family is '{config.model_type}'")
     return config
+
+
+def _gguf_config(files: ModelFiles) -> "PretrainedConfig":
+    from llmpq.gguf_config import config_of  # noqa: PLC0415 as above
+    from llmpq.gguf_file import GgufFile  # noqa: PLC0415 as above
+
+    return config_of(GgufFile(files.directory / str(files.gguf)))
 
 
 def read_shape(model: str) -> ModelShape:

@@ -45,7 +45,7 @@ _qwen2 = partial(_model, "Qwen2", _GATED)
 #: As in Qwen3 and Gemma, heads are not `hidden_size / num_heads` wide.
 _qwen3 = partial(_model, "Qwen3", _GATED | {"head_dim": 32})
 _gemma = partial(_model, "Gemma", _GATED | {"head_dim": 32})
-_gemma2 = partial(_model, "Gemma2", _GATED | _MIXED_WINDOWS | {"head_dim": 32, "query_pre_attn_scalar": 24})
+_gemma2 = partial(_model, "Gemma2", _GATED | _MIXED_WINDOWS | {"head_dim": 32, "query_pre_attn_scalar": 32})
 _gemma3 = partial(_model, "Gemma3Text", _GATED | _MIXED_WINDOWS | {"head_dim": 32, "query_pre_attn_scalar": 24})
 _phi3 = partial(_model, "Phi3", _GATED)
 
@@ -69,11 +69,18 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "gemma": _gemma,
     "gemma2": partial(_gemma2, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
     "gemma2-uncapped-untied": partial(
-        _gemma2, attn_logit_softcapping=None, final_logit_softcapping=None, tie_word_embeddings=False
+        _gemma2,
+        attn_logit_softcapping=None,
+        final_logit_softcapping=None,
+        tie_word_embeddings=False,
+        query_pre_attn_scalar=24,
     ),
     "gemma3": _gemma3,
     "gemma3-scaled": partial(
         _gemma3,
+        num_hidden_layers=7,
+        layer_types=None,
+        query_pre_attn_scalar=32,
         rope_parameters={
             "sliding_attention": _rope("default"),
             "full_attention": _rope("linear", factor=8.0) | {"rope_theta": 1e6},
