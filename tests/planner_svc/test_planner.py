@@ -171,7 +171,7 @@ def test_one_allowed_scheme_is_honoured(problem: PlanningProblem, strategy: str,
     assert {layer for stage in plan.stages for layer in stage.layers} == {expected}
 
 
-@pytest.mark.parametrize("strategy", ["llm-pq", "uniform"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_given_schemes_are_honoured(problem: PlanningProblem, strategy: str) -> None:
     """Layers whose schemes are given have exactly these, in order; the planner decides the rest."""
     given = ("w4", "w16", "w3", "w8a8", "w4", "w8")
@@ -196,7 +196,7 @@ def test_given_schemes_find_a_device_that_runs_them(problem: PlanningProblem) ->
         ({"layer_schemes": ("w4",) * 6, "quality_budget": 0.5}, "QUALITY_BUDGET_INFEASIBLE"),
     ],
 )
-@pytest.mark.parametrize("strategy", ["llm-pq", "uniform"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_given_schemes_that_cannot_be_met_are_refused(
     problem: PlanningProblem, strategy: str, options: dict[str, object], reason: str
 ) -> None:
