@@ -10,6 +10,20 @@ from planner_svc.milp import Assignment
 Floats = NDArray[np.float64]
 
 
+def balanced(
+    schemes: list[int], layer_s: Floats, outside_s: Floats, layer_bytes: Floats, capacity_bytes: Floats
+) -> Assignment | None:
+    """The split with the least time of the slowest stage; None if none fits. Arguments as for `balanced_split`."""
+    first = schemes[0]
+    if any(scheme != first for scheme in schemes):
+        return balanced_split(schemes, layer_s, outside_s, layer_bytes, capacity_bytes)
+    if not np.isfinite(layer_s[:, first]).all():
+        return None
+    room = np.floor(capacity_bytes / layer_bytes[:, first])
+    counts = balanced_counts(len(schemes), layer_s[:, first], outside_s, room)
+    return None if counts is None else tuple((first,) * int(count) for count in counts)
+
+
 def balanced_counts(num_layers: int, layer_s: Floats, outside_s: Floats, room: Floats) -> Floats | None:
     """Least max_j(OUTSIDE[j] + c[j] * LAYER[j]) for layers that are all alike; None if they do not fit.
 

@@ -1,7 +1,6 @@
 """The outer search without a solver: quick starts for every candidate, then bit-width transfer from the best."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from heapq import nsmallest
 from math import inf
@@ -9,12 +8,11 @@ from math import inf
 import numpy as np
 
 from llmpq.plan import Plan
-from planner_svc.assignment import AssignmentProblem
-from planner_svc.balance import balanced_counts, balanced_split
 from planner_svc.infeasible import explain
 from planner_svc.milp import Assignment
 from planner_svc.search import OnProgress, Progress
 from planner_svc.space import SearchSpace
+from planner_svc.starts import price, starts
 from planner_svc.transfer import Transfer
 
 #: Share of the time for quick starts.
@@ -72,9 +70,9 @@ class LocalSearch:
             if time.monotonic() >= until and started:
                 break
             problem = self._space.problem(self._space.candidates[number])
-            starts = [(_price(problem, start), start) for start in _starts(problem)] if problem.fits() else []
-            if starts:
-                started[int(number)] = nsmallest(_NUM_STARTS, starts, key=lambda start: start[0])
+            priced = [(price(problem, start), start) for start in starts(problem)] if problem.fits() else []
+            if priced:
+                started[int(number)] = nsmallest(_NUM_STARTS, priced, key=lambda start: start[0])
         return started
 
     def _improve(self, number: int, starts: list[Assignment]) -> None:
@@ -88,35 +86,3 @@ class LocalSearch:
         objective_s = self._best_objective_s
         gap = max(1 - min(self._space.objective_bounds_s) / objective_s, 0.0) if objective_s else 0.0
         return replace(plan, estimate=replace(plan.estimate, gap=gap))
-
-
-def _starts(problem: AssignmentProblem) -> Iterator[Assignment]:
-    """For each scheme the split that is best balanced over the whole batch, stages that lack it taking their smallest.
-
-    Where layers are given their schemes, the one split of those.
-    """
-    schedule = problem.schedule
-    rounds = schedule.num_lanes * schedule.num_rounds
-    layer_s = schedule.num_frames * problem.layer_prefill_s + rounds * problem.layer_decode_s
-    outside_s = schedule.num_frames * problem.outside_prefill_s + rounds * problem.outside_decode_s
-    if not problem.is_allowed.all():
-        given = [int(scheme) for scheme in problem.is_allowed.argmax(axis=1)]
-        split = balanced_split(given, layer_s, outside_s, problem.layer_bytes, problem.capacity_bytes)
-        if split is not None:
-            yield split
-        return
-    smallest = np.where(problem.is_usable, problem.layer_bytes, np.inf).argmin(axis=1)
-    stages = np.arange(problem.num_stages)
-    for scheme in range(problem.num_schemes):
-        schemes = np.where(problem.is_usable[:, scheme], scheme, smallest)
-        room = np.floor(problem.capacity_bytes / problem.layer_bytes[stages, schemes])
-        counts = balanced_counts(problem.num_layers, layer_s[stages, schemes], outside_s, room)
-        if counts is not None:
-            yield tuple((int(scheme),) * int(count) for scheme, count in zip(schemes, counts, strict=True))
-
-
-def _price(problem: AssignmentProblem, start: Assignment) -> float:
-    counts = np.array([np.bincount(stage, minlength=problem.num_schemes) for stage in start], dtype=float)
-    schemes = np.concatenate([np.array(stage) for stage in start])
-    loss = problem.omega[np.arange(problem.num_layers), schemes].sum()
-    return float(problem.objectives_s(counts[None], np.array([loss]))[0])

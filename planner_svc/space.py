@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice, permutations
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from planner_svc.workload import Load
 #: number of seconds does not.
 DEFAULT_THETA_SHARE = 0.25
 
+#: Orders that are tried one by one; four unlike devices have 64.
+MAX_ORDERS = 100
 #: Candidates that are tried at most, orders with the most devices first. Four unlike devices have about as many.
 MAX_CANDIDATES = 5_000
 
@@ -88,7 +90,11 @@ class SearchSpace:
         return [time_s + loss_s for time_s in self._time_bounds_s]
 
     def orders(self) -> Iterator[Order]:
-        """Ordered selections of devices that can hold a layer; of those that differ in names only, one."""
+        """Ordered selections of devices that can hold a layer; of those that differ in names only, one.
+
+        Where these are more than `MAX_ORDERS`, devices of a kind stay together and all are taken or none, as in LLM-PQ;
+        but any may be the first or the last, which have the embedding and the head.
+        """
         usable = [device_id for device_id, schemes in self.usable.items() if schemes]
         kinds: list[list[str]] = []
         for device_id in usable:
@@ -100,19 +106,24 @@ class SearchSpace:
                 alike.append(device_id)
         most = min(len(usable), self.cost.shape.num_layers)
         fewest = most if self.options.use_all_devices else 1
-        for size in range(most, fewest - 1, -1):
-            yield from _selections(kinds, size)
+        selections = (order for size in range(most, fewest - 1, -1) for order in _selections(kinds, size))
+        some = list(islice(selections, MAX_ORDERS + 1))
+        if len(some) <= MAX_ORDERS:
+            yield from some
+            return
+        yield from dict.fromkeys(order for order in _kinds_together(kinds) if fewest <= len(order) <= most)
 
     def settings(self, order: Order) -> list[Setting]:
         """Micro-batch sizes to try on a pipeline, unless the options fix them.
 
-        - lanes: 1 to stages + 1; more cannot shorten a round;
+        - lanes: 1 to stages + 1, of more than eight only every power of two and those near the stages; more cannot
+          shorten a round;
         - xi: all requests in the cache at once, or in 2, 4, 8, ... waves where memory is short; at most a frame;
         - eta: 1, 2, 4, ... up to a frame of mean prompts and to the slots, and that largest number itself.
         """
         requests = self.cost.workload.num_requests
         max_rows = self.cost.max_frame_rows(order)
-        lanes = [self.options.num_lanes] if self.options.num_lanes else range(1, min(len(order) + 1, requests) + 1)
+        lanes = [self.options.num_lanes] if self.options.num_lanes else _lanes(min(len(order) + 1, requests))
         settings: dict[Setting, None] = {}
         for num_lanes in lanes:
             for decode_micro_batch in self._decode_sizes(num_lanes, min(requests, max_rows)):
@@ -274,6 +285,22 @@ def cannot_run_given_schemes() -> PreconditionError:
 
 def _precision(scheme: str, group_size: int) -> LayerPrecision:
     return LayerPrecision(scheme, group_size if SCHEMES[scheme].is_grouped else 0)
+
+
+def _kinds_together(kinds: Sequence[Sequence[str]]) -> Iterator[Order]:
+    """Kinds one after another; then the same with the first device, or the last one, of another kind."""
+    for num_kinds in range(len(kinds), 0, -1):
+        for chosen in permutations(kinds, num_kinds):
+            order = tuple(chain.from_iterable(chosen))
+            yield order
+            for kind in chosen:
+                others = tuple(device_id for device_id in order if device_id != kind[0])
+                yield (kind[0], *others)
+                yield (*others, kind[0])
+
+
+def _lanes(most: int) -> list[int]:
+    return [lanes for lanes in range(1, most + 1) if lanes <= 8 or lanes.bit_count() == 1 or lanes > most - 3]  # noqa: PLR2004 see `settings`
 
 
 def _selections(kinds: Sequence[Sequence[str]], size: int) -> Iterator[Order]:

@@ -36,15 +36,17 @@ class _State:
 
 @dataclass(frozen=True)
 class _Move:
-    """Layers that get a stage and a scheme of their own: (moved) each."""
+    """Layers that get schemes, and in a slide stages: (moved) each."""
 
     layers: Integers
-    stages: Integers
     schemes: Integers
+    stages: Integers | None = None
 
     def applied(self, state: _State) -> _State:
         stage, scheme = state.stage.copy(), state.scheme.copy()
-        stage[self.layers], scheme[self.layers] = self.stages, self.schemes
+        scheme[self.layers] = self.schemes
+        if self.stages is not None:
+            stage[self.layers] = self.stages
         return _State(stage, scheme)
 
 
@@ -131,7 +133,7 @@ class Transfer:
                     for scheme in (None, *range(num_schemes)):
                         schemes = kept if scheme is None else np.full(len(layers), scheme)
                         if np.isfinite(self._problem.omega[layers, schemes]).all():
-                            yield _Move(layers, stages, schemes)
+                            yield _Move(layers, schemes, stages)
 
     def _changes(self, state: _State) -> Iterator[_Move]:
         """Another scheme for a layer: of a stage's layers at a scheme, the one that it costs the least."""
@@ -145,7 +147,7 @@ class Transfer:
                         continue
                     costs = omega[layers, other] - omega[layers, scheme]
                     if np.isfinite(costs).any():
-                        yield _Move(layers[[int(costs.argmin())]], np.array([stage]), np.array([other]))
+                        yield _Move(layers[[int(costs.argmin())]], np.array([other]))
 
     def _effects(self, state: _State, moves: list[_Move]) -> tuple[Floats, Floats]:
         """What each move alone adds: counts (moves, stages, schemes) and loss (moves)."""
@@ -155,7 +157,8 @@ class Transfer:
         for number, move in enumerate(moves):
             old_stages, old_schemes = state.stage[move.layers], state.scheme[move.layers]
             np.add.at(counts[number], (old_stages, old_schemes), -1.0)
-            np.add.at(counts[number], (move.stages, move.schemes), 1.0)
+            new_stages = old_stages if move.stages is None else move.stages
+            np.add.at(counts[number], (new_stages, move.schemes), 1.0)
             losses[number] = (omega[move.layers, move.schemes] - omega[move.layers, old_schemes]).sum()
         return counts, losses
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from llmpq.plan import Plan
-from planner_svc.balance import balanced_split
+from planner_svc.balance import balanced
 from planner_svc.milp import Assignment
 from planner_svc.search import OnProgress
 from planner_svc.space import Candidate, SearchSpace
@@ -21,7 +21,7 @@ def het(space: SearchSpace, _deadline: float, _on_progress: OnProgress) -> Plan:
     def propose(candidate: Candidate, schemes: tuple[str, ...]) -> Iterator[Assignment]:
         problem = space.problem(candidate)
         frames, rounds = problem.schedule.num_frames, problem.schedule.num_lanes * problem.schedule.num_rounds
-        split = balanced_split(
+        split = balanced(
             numbers(space, schemes),
             frames * problem.layer_prefill_s + rounds * problem.layer_decode_s,
             frames * problem.outside_prefill_s + rounds * problem.outside_decode_s,

@@ -15,8 +15,8 @@ from planner_svc.strategies.het import het
 from planner_svc.strategies.pipeedge import pipeedge
 from planner_svc.strategies.uniform import uniform
 
-#: Share of the time that the heuristic has to find an incumbent.
-_HEURISTIC_SHARE = 0.3
+#: Shares of the time for the strategies that it is compared with, and of what is left for the heuristic.
+_BASELINES_SHARE, _HEURISTIC_SHARE = 0.1, 0.5
 
 
 def llm_pq(space: SearchSpace, deadline: float, on_progress: OnProgress) -> Plan:
@@ -25,11 +25,16 @@ def llm_pq(space: SearchSpace, deadline: float, on_progress: OnProgress) -> Plan
     Never worse than any of the strategies that it is compared with: the heuristic starts from the best of them, and the
     exact search from what the heuristic finds.
     """
-    incumbent = _best_baseline(space, deadline)
-    now = time.monotonic()
-    quick = LocalSearch(space, incumbent, now + _HEURISTIC_SHARE * (deadline - now), on_progress)
+    incumbent = _best_baseline(space, _after(_BASELINES_SHARE, deadline))
+    quick = LocalSearch(space, incumbent, _after(_HEURISTIC_SHARE, deadline), on_progress)
     incumbent = _unless_impossible(quick.run)
     return replace(Search(space, incumbent, deadline, on_progress).run(), strategy="llm-pq")
+
+
+def _after(share: float, deadline: float) -> float:
+    """When this share of the time until the deadline is over."""
+    now = time.monotonic()
+    return now + share * max(deadline - now, 0.0)
 
 
 def _best_baseline(space: SearchSpace, deadline: float) -> Plan | None:

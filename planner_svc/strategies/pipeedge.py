@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from llmpq.plan import Plan
-from planner_svc.balance import balanced_split
+from planner_svc.balance import balanced
 from planner_svc.milp import Assignment
 from planner_svc.search import OnProgress
 from planner_svc.space import Candidate, SearchSpace
@@ -24,9 +24,7 @@ def pipeedge(space: SearchSpace, _deadline: float, _on_progress: OnProgress) -> 
             (problem.layer_prefill_s, problem.outside_prefill_s),
             (problem.layer_decode_s, problem.outside_decode_s),
         ):
-            split = balanced_split(
-                numbers(space, schemes), layer_s, outside_s, problem.layer_bytes, problem.capacity_bytes
-            )
+            split = balanced(numbers(space, schemes), layer_s, outside_s, problem.layer_bytes, problem.capacity_bytes)
             if split is not None:
                 yield split
 
