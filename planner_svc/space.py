@@ -111,7 +111,7 @@ class SearchSpace:
         if len(some) <= MAX_ORDERS:
             yield from some
             return
-        yield from dict.fromkeys(order for order in _kinds_together(kinds) if fewest <= len(order) <= most)
+        yield from dict.fromkeys(order[:most] for order in _kinds_together(kinds) if fewest <= len(order))
 
     def settings(self, order: Order) -> list[Setting]:
         """Micro-batch sizes to try on a pipeline, unless the options fix them.

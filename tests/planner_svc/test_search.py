@@ -1,6 +1,7 @@
 """The search: what it enumerates, and that pruning loses nothing."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -79,11 +80,24 @@ def test_orders_are_all_selections_of_unlike_devices(problem: PlanningProblem) -
 
 
 def test_many_devices_are_enumerated_in_bounded_time(problem: PlanningProblem) -> None:
-    """Sixteen devices of four kinds give a bounded number of candidates, those that use the most devices first."""
+    """Sixteen devices of four kinds give a bounded number of candidates, those that use the most devices first.
+
+    Devices of a kind stay together, but for one that may be the first or the last.
+    """
     devices = tuple(device(f"d{n}", affine_law(1.0 + n % 4)) for n in range(16))
-    candidates = space_of(replace(problem, devices=devices)).candidates
-    assert len(candidates) == MAX_CANDIDATES
-    assert len(candidates[0].order) == problem.shape.num_layers
+    shape = replace(problem.shape, num_layers=20)
+    space = space_of(replace(problem, devices=devices, shape=shape))
+    assert len(space.candidates) <= MAX_CANDIDATES
+    assert len(space.candidates[0].order) == len(devices)
+    for order in space.orders():
+        changes = sum(int(one[1:]) % 4 != int(other[1:]) % 4 for one, other in pairwise(order))
+        assert changes <= len({int(name[1:]) % 4 for name in order})
+
+
+def test_no_pipeline_is_longer_than_the_model(problem: PlanningProblem) -> None:
+    """Of more devices than layers, as many as layers are used."""
+    devices = tuple(device(f"d{n}", affine_law(1.0 + n % 4)) for n in range(16))
+    assert len(space_of(replace(problem, devices=devices)).candidates[0].order) == problem.shape.num_layers
 
 
 def test_device_without_allowed_schemes_is_left_out(problem: PlanningProblem) -> None:
