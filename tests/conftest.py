@@ -47,6 +47,12 @@ def opt_bytes() -> str:
 
 
 @pytest.fixture(scope="session")
+def bloom_bytes() -> str:
+    """A trained BLOOM of 1.62 M parameters over bytes."""
+    return str(DATA / "bloom-bytes")
+
+
+@pytest.fixture(scope="session")
 def wikitext_head() -> Path:
     """The beginning of WikiText-2's raw test text."""
     return DATA / "wikitext" / "wiki.test.head.raw"

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 from mesh import Mesh, completion
 from reference import Reference
+from tiny_models import FAMILIES, save_random
 
 from llmpq import BatchState, PlanOptions
 
@@ -20,11 +22,15 @@ TEXTS = (
         "Germany is Berlin, which lies on the river Spree. The capital of Italy is Rome. Now say the capital of Spain"
     ),
 )
-#: Lengths of prompts for models whose tokens are no words.
-RAGGED = (3, 1, 41, 17, 6, 90, 2)
+#: Prompts of many lengths for models whose tokens are no words.
+RANDOM_PROMPTS = tuple(
+    tuple((7 * length + 11 * at) % 317 + 3 for at in range(length)) for length in (3, 1, 41, 17, 6, 90, 2)
+)
 
 #: Prefill micro-batch, decode micro-batch and lanes; fewer and more slots than requests, full and partly filled.
 CHOICES = ((1, 1, 1), (2, 3, 2), (3, 1, 4))
+#: One of them for each number of stages, where a model is not run with all.
+CHOICE_OF = {1: (4, 2, 1), 2: (1, 3, 2), 3: (2, 1, 3)}
 
 
 @pytest.fixture(scope="module", params=(1, 2, 3), ids=lambda stages: f"{stages}-stages")
@@ -38,8 +44,7 @@ def mesh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("family", ["random_opt", "random_llama", "random_llama_untied"])
 def test_random_models(mesh: Mesh, family: str, choice: tuple[int, int, int], request: pytest.FixtureRequest) -> None:
     """Random weights, where each token differs, come out the same for every split, micro-batch size and lane count."""
-    prompts = tuple(tuple((7 * length + 11 * at) % 317 + 3 for at in range(length)) for length in RAGGED)
-    _check(mesh, request.getfixturevalue(family), prompts, choice)
+    _check(mesh, request.getfixturevalue(family), RANDOM_PROMPTS, choice)
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
@@ -48,10 +53,21 @@ def test_stories260k(mesh: Mesh, stories260k: str, choice: tuple[int, int, int])
     _check(mesh, stories260k, TEXTS, choice)
 
 
+@pytest.mark.parametrize("model", ["opt_bytes", "bloom_bytes"])
+def test_models_over_bytes(mesh: Mesh, model: str, request: pytest.FixtureRequest) -> None:
+    """A trained OPT and a trained BLOOM continue texts byte by byte as in transformers."""
+    _check(mesh, request.getfixturevalue(model), TEXTS, CHOICE_OF[mesh.num_stages])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families(two_stages: Mesh, tmp_path: Path, family: str) -> None:
+    """Each further family comes out the same over two stages, past the end of its windows where it has them."""
+    _check(two_stages, str(save_random(tmp_path, family)), RANDOM_PROMPTS, CHOICE_OF[2])
+
+
 def test_smollm2(mesh: Mesh, smollm2: str) -> None:
     """A real model out of a GGUF file, at other micro-batch sizes for each number of stages."""
-    choice = {1: (4, 2, 1), 2: (1, 3, 2), 3: (2, 1, 3)}[mesh.num_stages]
-    _check(mesh, smollm2, TEXTS, choice)
+    _check(mesh, smollm2, TEXTS, CHOICE_OF[mesh.num_stages])
 
 
 def _check(mesh: Mesh, model: str, prompts: tuple[str | tuple[int, ...], ...], choice: tuple[int, int, int]) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
@@ -15,6 +16,18 @@ from transformers import (
 
 VOCAB_SIZE = 320
 CONTEXT = 256
+#: Tokens that a query of a windowed layer sees.
+WINDOW = 20
+
+#: What models of further families have beside the sizes of `save_random`, each with what tells its family from Llama.
+FAMILIES: dict[str, dict[str, object]] = {
+    "Gemma2": {"head_dim": 32, "sliding_window": WINDOW, "final_logit_softcapping": 5.0},
+    "Gemma3": {"head_dim": 32, "sliding_window": WINDOW, "sliding_window_pattern": 2},
+    "Mistral": {"sliding_window": WINDOW},
+    "Phi3": {"sliding_window": None},
+    "Qwen2": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 3},
+    "Qwen3": {"head_dim": 32},
+}
 
 
 def save_random_opt(directory: Path) -> Path:
@@ -47,6 +60,24 @@ def save_random_llama(directory: Path, *, is_tied: bool) -> Path:
         **_special_ids(),
     )
     return _save(LlamaForCausalLM(config), directory)
+
+
+def save_random(directory: Path, family: str) -> Path:
+    """A model of 5 layers of one of FAMILIES: 6 query heads over 2 key/value heads, gated feed-forward, tied head."""
+    name = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
+    config = getattr(transformers, name)(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=96,
+        intermediate_size=160,
+        num_hidden_layers=5,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        **_special_ids(),
+        **FAMILIES[family],
+    )
+    return _save(getattr(transformers, f"{family}ForCausalLM")(config), directory)
 
 
 def _special_ids() -> dict[str, int]:
