@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmpq.errors import InvalidInputError, NotFoundError
 from llmpq.families import KNOWN_FAMILIES, linear_names, traits_of
+from llmpq.hub import HubModel, fetch_small_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -77,33 +78,49 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model on disk: a directory with `config.json`, or a single GGUF file."""
+    """Where the files of a model are.
+
+    Attributes:
+        directory: With `config.json`, or with the GGUF file.
+        gguf: Name of the GGUF file.
+        hub: The model and its commit on the Hub, whose weights may not be in the directory yet.
+    """
 
     directory: Path
-    gguf: str | None  # file name inside `directory`
+    gguf: str | None = None
+    hub: HubModel | None = None
 
     @classmethod
     def locate(cls, model: str) -> "ModelFiles":
-        """Finds a model by the string that a user gave.
+        """Finds a model by the string that a user gave; may fetch the small files of one on the Hub, which takes time.
 
         Raises:
-            NotFoundError: There is neither a directory with a `config.json` nor a .gguf file.
+            NotFoundError: There is neither a directory with a `config.json`, nor a .gguf file, nor a model on the Hub.
+            UnavailableError: It may be on the Hub, which cannot be reached.
         """
         path = Path(model)
         with suppress(OSError, ValueError):  # a name that no file can have
             if path.is_file() and path.suffix == ".gguf":
                 return cls(path.parent, path.name)
             if (path / "config.json").is_file():
-                return cls(path, None)
+                return cls(path)
+        hub = HubModel.parse(model)
+        if hub is not None and not path.exists():
+            directory = fetch_small_files(hub)
+            if (directory / "config.json").is_file():
+                return cls(directory, hub=HubModel(hub.repo, directory.name))
         raise NotFoundError(
-            f"No model at '{model}': expected a directory with config.json and *.safetensors, or a .gguf file.",
+            f"No model at '{model}': expected a directory with config.json and *.safetensors, a .gguf file, or "
+            "org/name[@revision] of such a directory on the Hugging Face Hub.",
             reason="MODEL_NOT_FOUND",
             subject=model,
         )
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the files do: a digest of their names, sizes and modification times."""
+        """Changes when the files do: a digest of the commit, or of their names, sizes and modification times."""
+        if self.hub:
+            return hashlib.sha256(str(self.hub).encode()).hexdigest()
         if self.gguf:
             paths = [self.directory / self.gguf]
         else:
@@ -117,6 +134,16 @@ class ModelFiles:
         """Keyword arguments that make any transformers `from_pretrained` read these files."""
         source = {"pretrained_model_name_or_path": str(self.directory)}
         return source | ({"gguf_file": self.gguf} if self.gguf else {})
+
+
+def pinned(model: str) -> str:
+    """The name of a model that means the same files for as long as they exist: on the Hub, with its commit.
+
+    Raises:
+        NotFoundError, UnavailableError: As ModelFiles.locate.
+    """
+    hub = ModelFiles.locate(model).hub
+    return str(hub) if hub else model
 
 
 def read_config(model: str) -> "PretrainedConfig":

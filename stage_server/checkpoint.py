@@ -1,23 +1,14 @@
-"""Model files, read one tensor at a time under their Hugging Face names."""
+"""Model files, read one tensor at a time under their Hugging Face names, from wherever they are."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import BinaryIO, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
-from llmpq.errors import InvalidInputError, NotFoundError
-from llmpq.messages import from_fields
 from llmpq.model import ModelFiles
 from stage_server.gguf_checkpoint import GgufCheckpoint
-from stage_server.safetensors_reader import SafetensorsReader
-
-#: The weights of a model directory: one file, or several and the index that says which tensor is in which.
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+from stage_server.hub_checkpoint import HubCheckpoint
+from stage_server.safetensors_checkpoint import SafetensorsCheckpoint
 
 
 class Checkpoint(Protocol):
@@ -36,80 +27,25 @@ class Checkpoint(Protocol):
     def rows(self, name: str, first: int, end: int) -> torch.Tensor:
         """Reads rows `first` to `end` of a matrix; raises as `tensor`."""
 
+    def expect(self, beginnings: Sequence[str]) -> None:
+        """Says which tensors will be read, by how their names begin, so that they can be fetched together."""
 
-def open_checkpoint(model: str) -> Checkpoint:
-    """Opens a model's files; raises NotFoundError if they are not there."""
+
+def open_checkpoint(model: str, report: Callable[[str], None] = lambda _: None) -> Checkpoint:
+    """Opens a model's files.
+
+    Args:
+        model: A directory, a .gguf file or a name on the Hub.
+        report: Told in a sentence what is being fetched from the Hub, now and whenever something is read.
+
+    Raises:
+        NotFoundError: They are not there.
+        UnavailableError: They are on the Hub, which cannot be reached.
+        InvalidInputError: They are damaged.
+    """
     files = ModelFiles.locate(model)
     if files.gguf:
         return GgufCheckpoint(files.directory / files.gguf)
+    if files.hub:
+        return HubCheckpoint(files.hub, files.directory, report)
     return SafetensorsCheckpoint(files.directory)
-
-
-class SafetensorsCheckpoint:
-    """A directory of safetensors files, with an index if there are several; opens those whose tensors are asked for."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._readers: dict[str, SafetensorsReader] = {}
-        self._file_of = self._index()
-
-    def has(self, name: str) -> bool:
-        """See Checkpoint."""
-        return name in self._file_of
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """See Checkpoint."""
-        return self._reader_of(name).tensor(name)
-
-    def rows(self, name: str, first: int, end: int) -> torch.Tensor:
-        """See Checkpoint."""
-        return self._reader_of(name).rows(name, first, end)
-
-    def _reader_of(self, tensor: str) -> SafetensorsReader:
-        if tensor not in self._file_of or tensor not in self._reader(self._file_of[tensor]).entries:
-            raise NotFoundError(
-                f"Tensor '{tensor}' is missing in '{self._directory}'.", reason="TENSOR_NOT_FOUND", subject=tensor
-            )
-        return self._reader(self._file_of[tensor])
-
-    def _reader(self, file_name: str) -> SafetensorsReader:
-        if file_name not in self._readers:
-            path = self._directory / file_name
-            if not path.is_file():
-                raise NotFoundError(f"File '{path}' is missing.", reason="WEIGHTS_NOT_FOUND", subject=str(path))
-            self._readers[file_name] = SafetensorsReader(str(path), partial(_open_binary, path))
-        return self._readers[file_name]
-
-    def _index(self) -> Mapping[str, str]:
-        """The file of each tensor."""
-        index = self._directory / INDEX_FILE
-        if index.is_file():
-            return read_weight_map(index)
-        if not (self._directory / SINGLE_FILE).is_file():
-            raise NotFoundError(
-                f"No {SINGLE_FILE} and no {INDEX_FILE} in '{self._directory}'.",
-                reason="WEIGHTS_NOT_FOUND",
-                subject=str(self._directory),
-            )
-        return dict.fromkeys(self._reader(SINGLE_FILE).entries, SINGLE_FILE)
-
-
-def _open_binary(path: Path) -> BinaryIO:
-    return path.open("rb", buffering=0)  # what is read goes straight into tensors
-
-
-def read_weight_map(index: Path) -> Mapping[str, str]:
-    """The file of each tensor, as `model.safetensors.index.json` says; raises InvalidInputError if it is damaged."""
-    try:
-        return from_fields(_ShardIndex, json.loads(index.read_text())).weight_map
-    except (ValueError, InvalidInputError) as error:
-        raise InvalidInputError(
-            f"File '{index}' is damaged: {error}.", reason="DAMAGED_FILE", subject=str(index)
-        ) from error
-
-
-@dataclass(frozen=True)
-class _ShardIndex:
-    """`model.safetensors.index.json`."""
-
-    weight_map: dict[str, str]

@@ -1,5 +1,6 @@
 """GGUF files, read one tensor at a time under their Hugging Face names and in Hugging Face's layout."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -47,6 +48,9 @@ class GgufCheckpoint:
         """See Checkpoint; not for projections whose rows are in another order here."""
         self._require(name)
         return torch.from_numpy(self._file.rows(self._gguf_name(name), first, end))
+
+    def expect(self, beginnings: Sequence[str]) -> None:
+        """See Checkpoint; whatever it will be, it is here already."""
 
     def _require(self, name: str) -> None:
         if not self.has(name):

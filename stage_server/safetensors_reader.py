@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
@@ -75,7 +76,7 @@ class SafetensorsReader:
     """
 
     def __init__(self, name: str, open_file: OpenFile) -> None:
-        self._name = name
+        self.name = name
         self._open = open_file
         self.metadata, self.entries = self._read_header()
 
@@ -94,10 +95,23 @@ class SafetensorsReader:
         row_bytes = entry.num_bytes // entry.shape[0]
         return self._read(name, entry, entry.start + first * row_bytes, (end - first, *entry.shape[1:]))
 
+    def extract(self, name: str, path: Path) -> None:
+        """Writes a tensor to a safetensors file of its own, a piece at a time; raises as `tensor`."""
+        entry = self.entries[name]
+        fields = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [0, entry.num_bytes]}
+        header = json.dumps({name: fields}).encode()
+        with path.open("wb") as target, self._open() as file:
+            target.write(len(header).to_bytes(_LENGTH_BYTES, "little") + header)
+            file.seek(entry.start)
+            for first in range(0, entry.num_bytes, _PIECE_BYTES):
+                piece = bytearray(min(_PIECE_BYTES, entry.num_bytes - first))
+                self._fill(file, memoryview(piece))
+                target.write(piece)
+
     def _read(self, name: str, entry: TensorEntry, start: int, shape: tuple[int, ...]) -> torch.Tensor:
         if entry.dtype not in _DTYPES:
             raise InvalidInputError(
-                f"Tensor '{name}' in '{self._name}' is of type {entry.dtype}, which cannot be read.",
+                f"Tensor '{name}' in '{self.name}' is of type {entry.dtype}, which cannot be read.",
                 reason="BAD_TENSOR",
                 subject=name,
             )
@@ -146,7 +160,7 @@ class SafetensorsReader:
 
     def _damaged(self, why: str) -> InvalidInputError:
         return InvalidInputError(
-            f"File '{self._name}' is damaged: {why}. Fetch it again.", reason="DAMAGED_FILE", subject=self._name
+            f"File '{self.name}' is damaged: {why}. Fetch it again.", reason="DAMAGED_FILE", subject=self.name
         )
 
 
