@@ -1,5 +1,6 @@
 """The text on which the sensitivity of layers is measured."""
 
+import hashlib
 import json
 from importlib.resources import files
 
@@ -16,7 +17,15 @@ def calibration_samples(model: str) -> list[list[int]]:
     return [tokenizer.encode(text)[:max_tokens] for text in _texts()]
 
 
+def calibration_digest() -> str:
+    """What the samples depend on besides the tokenizer, in short: whatever is measured on others has another one."""
+    return hashlib.sha256(f"{MAX_SAMPLE_TOKENS} {_file()}".encode()).hexdigest()
+
+
 def _texts() -> list[str]:
     """The documents; the file's first line says where they come from."""
-    lines = files("coordinator").joinpath("calibration.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["text"] for line in lines[1:]]
+    return [json.loads(line)["text"] for line in _file().splitlines()[1:]]
+
+
+def _file() -> str:
+    return files("coordinator").joinpath("calibration.jsonl").read_text(encoding="utf-8")

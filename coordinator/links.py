@@ -13,6 +13,7 @@ from llmpq.device import LatencyPoint
 from llmpq.errors import InternalError
 from llmpq.messages import from_message, to_message
 from llmpq.plan import LayerSensitivity, Plan, PlanningProblem
+from llmpq.rating import RatingProgress, RatingRequest
 from llmpq.rpc import open_channel, rpc_errors
 from llmpq.stage_load import LoadProgress, StageLoad
 from llmpq.v1 import planner_service_pb2 as planner_pb
@@ -66,26 +67,16 @@ class StageLink:
                 on_progress(response.points_done, response.points_total)
         return tuple(points)
 
-    async def rate(
-        self,
-        model: str,
-        schemes: Sequence[str],
-        group_size: int,
-        samples: Sequence[Sequence[int]],
-        on_progress: OnMeasured,
-    ) -> tuple[LayerSensitivity, ...]:
-        """Rates every layer at every scheme on calibration samples of token ids; not normalized."""
-        request = stage_pb.MeasureSensitivityRequest(
-            model=model,
-            schemes=schemes,
-            group_size=group_size,
-            samples=[stage_pb.TokenSequence(token_ids=sample) for sample in samples],
-        )
+    async def rate(self, request: RatingRequest, on_progress: OnMeasured) -> tuple[LayerSensitivity, ...]:
+        """Rates every layer at every scheme; not normalized."""
         ratings: list[LayerSensitivity] = []
         with rpc_errors(self._peer):
-            async for response in self._stub.MeasureSensitivity(request):
-                ratings.extend(from_message(LayerSensitivity, entry) for entry in response.sensitivities)
-                on_progress(response.layers_done, response.layers_total)
+            async for response in self._stub.MeasureSensitivity(
+                to_message(request, stage_pb.MeasureSensitivityRequest)
+            ):
+                progress = from_message(RatingProgress, response)
+                ratings.extend(progress.sensitivities)
+                on_progress(progress.steps_done, progress.steps_total)
         return tuple(ratings)
 
     async def load(self, load: StageLoad) -> AsyncIterator[LoadProgress]:

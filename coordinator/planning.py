@@ -2,28 +2,27 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import structlog
 
-from coordinator.calibration import calibration_samples
 from coordinator.cluster import Member
-from coordinator.links import OnMeasured, PlanProgress, StageLink, create_plan
+from coordinator.links import PlanProgress, StageLink, create_plan
 from coordinator.measurements import MeasurementCache
+from coordinator.omega import REFERENCE_SCHEME
 from coordinator.plan_options import check_layer_schemes
+from coordinator.rating import LayerRater
+from coordinator.status import Report, counting
 from llmpq.batch import PreviewedPlan
 from llmpq.device import DeviceProfile, LatencyPoint
 from llmpq.errors import PreconditionError, UnavailableError
-from llmpq.model import ModelFiles, ModelShape, read_shape
+from llmpq.model import ModelShape, read_shape
 from llmpq.plan import STRATEGIES, LayerSensitivity, LengthBucket, Plan, PlanningProblem, PlanOptions
-from quantizer.sensitivity import REFERENCE_SCHEME, normalize
+from llmpq.schemes import SCHEMES
 
 log = structlog.get_logger(__name__)
-
-#: Takes one sentence on what is being done.
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class Planning:
     def __init__(self, planner_address: str, state: Path) -> None:
         self.planner_address = planner_address
         self._cache = MeasurementCache(state / "measurements")
+        self._rater = LayerRater(self._cache)
 
     async def plan(self, work: Work, members: Sequence[Member], report: Report) -> Plan:
         """The plan for some work on the members.
@@ -79,6 +79,26 @@ class Planning:
             except PreconditionError as error:
                 previews.append(PreviewedPlan(strategy, error=error.message))
         return previews
+
+    async def rate(
+        self,
+        model: str,
+        options: PlanOptions,
+        members: Sequence[Member],
+        report: Report,
+    ) -> tuple[LayerSensitivity, ...]:
+        """Normalized sensitivities of all layers, at the allowed schemes, or at all that members can run.
+
+        Raises:
+            PreconditionError: There are no devices, or none for a scheme that is to be rated.
+            NotFoundError: The model is not there.
+            MeshError: As MeasureSensitivity.
+        """
+        runnable = {scheme for member in members for scheme in member.description.schemes}
+        schemes = options.allowed_schemes or tuple(scheme for scheme in SCHEMES if scheme in runnable)
+        if not schemes:
+            raise _no_devices(members, options)
+        return await self._rater.rate(model, schemes, options, members, report)
 
     async def _problem(self, work: Work, members: Sequence[Member], report: Report) -> PlanningProblem:
         usable = {member: schemes for member in members if (schemes := _usable_schemes(member, work.options))}
@@ -135,7 +155,7 @@ class Planning:
             doing = f"Measuring device {member.device_id} on a layer of the model"
             report(f"{doing}.")
             async with StageLink.opened(member) as stage:
-                points = await stage.profile(work.model, schemes, group_size, _counting(report, doing, "points"))
+                points = await stage.profile(work.model, schemes, group_size, counting(report, doing, "points"))
             self._cache.save(subject, points)
         return DeviceProfile(member.device_id, member.description, points)
 
@@ -147,26 +167,10 @@ class Planning:
         report: Report,
     ) -> tuple[LayerSensitivity, ...]:
         """Normalized sensitivities of all layers; none where there is nothing to choose, or no device for the unit."""
-        rated = {*schemes, REFERENCE_SCHEME}
         has_choice = len(schemes) > 1 and not work.options.layer_schemes
         if not has_choice or not any(REFERENCE_SCHEME in member.description.schemes for member in members):
             return ()
-        group_size = work.options.effective_group_size
-        subject = [ModelFiles.locate(work.model).fingerprint, sorted(schemes), group_size]
-        measured = self._cache.load(LayerSensitivity, subject)
-        if measured is None:
-            doing = "Measuring what quantizing each layer costs in quality"
-            report(f"{doing}.")
-            on_progress = _counting(report, doing, "layers")
-            samples = await asyncio.to_thread(calibration_samples, work.model)
-            ratings = [
-                _rate(rater, work.model, of_rater, group_size, samples=samples, on_progress=on_progress)
-                for rater, of_rater in _schemes_of_raters(members, rated).items()
-            ]
-            normalized = normalize([entry for rating in await asyncio.gather(*ratings) for entry in rating])
-            measured = tuple(entry for entry in normalized if entry.scheme in schemes)
-            self._cache.save(subject, measured)
-        return measured
+        return await self._rater.rate(work.model, schemes, work.options, members, report)
 
     async def _create(self, problem: PlanningProblem, report: Report) -> Plan:
         report(f"Asking the planner at {self.planner_address}.")
@@ -205,31 +209,3 @@ def _no_devices(members: Sequence[Member], options: PlanOptions) -> Precondition
         reason="NO_DEVICES",
         subject="plan_options.allowed_schemes",
     )
-
-
-def _schemes_of_raters(members: Sequence[Member], schemes: Iterable[str]) -> dict[Member, list[str]]:
-    """Who rates which schemes: each the device with the largest budget among those that can run it."""
-    schemes_of: dict[Member, list[str]] = {}
-    for scheme in sorted(schemes):
-        able = (member for member in members if scheme in member.description.schemes)
-        rater = max(able, key=lambda member: member.description.memory_budget_bytes)
-        schemes_of.setdefault(rater, []).append(scheme)
-    return schemes_of
-
-
-async def _rate(
-    rater: Member,
-    model: str,
-    schemes: Sequence[str],
-    group_size: int,
-    *,
-    samples: Sequence[Sequence[int]],
-    on_progress: OnMeasured,
-) -> tuple[LayerSensitivity, ...]:
-    async with StageLink.opened(rater) as stage:
-        return await stage.rate(model, schemes, group_size, samples, on_progress)
-
-
-def _counting(report: Report, doing: str, unit: str) -> OnMeasured:
-    """Reports how far a measurement is."""
-    return lambda done, total: report(f"{doing}: {done} of {total} {unit}.")

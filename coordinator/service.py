@@ -3,9 +3,10 @@
 from __future__ import annotations  # grpc's classes are generic for type checkers only
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -17,17 +18,19 @@ from coordinator.planning import Planning, Work
 from coordinator.registration import check_registration, confirm_address
 from coordinator.results import ResultRouter
 from coordinator.runner import Runner
+from coordinator.status import Report
 from coordinator.store import JobStore
-from llmpq.batch import Batch, BatchOptions
+from llmpq.batch import Batch, BatchOptions, PreviewedPlan
 from llmpq.device import DeviceDescription
 from llmpq.errors import InvalidInputError, LeaseExpiredError, MeshError
 from llmpq.frames import decode_frame, encode_ack
 from llmpq.messages import from_message, to_message
-from llmpq.plan import LengthBucket, PlanOptions
+from llmpq.plan import LayerSensitivity, LengthBucket, PlanOptions
 from llmpq.v1 import coordinator_service_pb2 as pb
 from llmpq.v1 import coordinator_service_pb2_grpc, plan_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
+T = TypeVar("T")
 
 #: Least time between two messages of WatchBatch.
 _WATCH_INTERVAL_S = 0.2
@@ -180,23 +183,32 @@ class CoordinatorServicer(coordinator_service_pb2_grpc.CoordinatorServiceService
         for number, strategy in enumerate(request.strategies):
             check_strategy(strategy, f"strategies[{number}]")
         workload = tuple(from_message(LengthBucket, bucket) for bucket in request.workload)
-        messages: asyncio.Queue[str | None] = asyncio.Queue()
-        previewing = asyncio.ensure_future(
-            self._planning.preview(
-                Work(request.model, workload, options),
-                self._cluster.members,
-                request.strategies,
-                report=messages.put_nowait,
-            ),
-        )
-        previewing.add_done_callback(lambda _: messages.put_nowait(None))
-        try:
-            while message := await messages.get():
-                yield pb.PreviewPlanResponse(status_message=message)
-            previews = await previewing
-            yield pb.PreviewPlanResponse(results=[to_message(preview, pb.PreviewedPlan) for preview in previews])
-        finally:
-            previewing.cancel()
+        work, members = Work(request.model, workload, options), self._cluster.members
+
+        def preview(report: Report) -> Coroutine[Any, Any, list[PreviewedPlan]]:
+            return self._planning.preview(work, members, request.strategies, report)
+
+        async with aclosing(_reported(preview)) as reported:
+            async for message, previews in reported:
+                results = [to_message(previewed, pb.PreviewedPlan) for previewed in previews or ()]
+                yield pb.PreviewPlanResponse(status_message=message, results=results)
+
+    async def RateLayers(  # noqa: N802
+        self,
+        request: pb.RateLayersRequest,
+        context: Context,  # noqa: ARG002
+    ) -> AsyncIterator[pb.RateLayersResponse]:
+        """See the contract."""
+        options, members = from_message(PlanOptions, request.options), self._cluster.members
+        check_plan_options(options)
+
+        def rate(report: Report) -> Coroutine[Any, Any, tuple[LayerSensitivity, ...]]:
+            return self._planning.rate(request.model, options, members, report)
+
+        async with aclosing(_reported(rate)) as reported:
+            async for message, ratings in reported:
+                sensitivities = [to_message(entry, plan_pb2.LayerSensitivity) for entry in ratings or ()]
+                yield pb.RateLayersResponse(status_message=message, sensitivities=sensitivities)
 
     async def _heartbeat(self, requests: AsyncIterator[pb.RegisterStageRequest], member: Member) -> bool:
         """Waits for the next heartbeat; False if the stage has ended the stream.
@@ -230,6 +242,19 @@ class ResultReceiver:
             frame = decode_frame(raw)
             self._router.deliver(frame)
             yield encode_ack(frame.frame_id)
+
+
+async def _reported(work: Callable[[Report], Coroutine[Any, Any, T]]) -> AsyncGenerator[tuple[str, T | None], None]:
+    """Yields each sentence that `work` reports, as it comes, and at the end what it returns; raises what it raises."""
+    messages: asyncio.Queue[str | None] = asyncio.Queue()
+    working = asyncio.ensure_future(work(messages.put_nowait))
+    working.add_done_callback(lambda _: messages.put_nowait(None))
+    try:
+        while message := await messages.get():
+            yield message, None
+        yield "", await working
+    finally:
+        working.cancel()
 
 
 def _batch_message(batch: Batch) -> pb.Batch:

@@ -15,7 +15,7 @@ from grpc.aio import UnaryStreamCall
 from llmpq.batch import Batch, BatchOptions, Cluster, PreviewedPlan, Result
 from llmpq.errors import InvalidInputError, UnavailableError
 from llmpq.messages import from_message, to_message
-from llmpq.plan import LengthBucket, PlanOptions
+from llmpq.plan import LayerSensitivity, LengthBucket, PlanOptions
 from llmpq.rpc.channel import CONTROL_DEADLINE_S, MAX_PAYLOAD_BYTES, open_channel
 from llmpq.rpc.status import rpc_errors
 from llmpq.v1 import coordinator_service_pb2 as pb
@@ -215,6 +215,35 @@ class Client:
                     on_status(message.status_message)
                 results = tuple(from_message(PreviewedPlan, result) for result in message.results)
         return results
+
+    async def rate_layers(
+        self,
+        model: str,
+        *,
+        plan_options: PlanOptions | None = None,
+        on_status: Callable[[str], None] | None = None,
+    ) -> tuple[LayerSensitivity, ...]:
+        """Rates what each scheme would cost each layer in quality; measures what was not measured before.
+
+        Args:
+            model: A directory or a .gguf file, at the same path on the hosts of coordinator and stages.
+            plan_options: Of these count `indicator`, `rounding`, `group_size`, and `allowed_schemes`: the schemes to
+                rate; all that the devices can run if there are none.
+            on_status: Called with a sentence on what is going on, each time it changes.
+
+        Raises:
+            PreconditionError: No device can run a scheme that is to be rated, or w4, the unit.
+            NotFoundError: The model is not there.
+            InvalidInputError: Options that do not exist.
+        """
+        options = to_message(plan_options or PlanOptions(), plan_pb2.PlanOptions)
+        ratings: tuple[LayerSensitivity, ...] = ()
+        with rpc_errors(self._coordinator):
+            async for message in self._stub.RateLayers(pb.RateLayersRequest(model=model, options=options)):
+                if message.status_message and on_status:
+                    on_status(message.status_message)
+                ratings = tuple(from_message(LayerSensitivity, entry) for entry in message.sensitivities)
+        return ratings
 
     async def _rejoining(self, join: Callable[[], UnaryStreamCall[Any, M]]) -> AsyncIterator[M]:
         """Yields what the stream that `join` opens brings, opening it again while the coordinator is away."""

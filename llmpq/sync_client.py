@@ -6,6 +6,7 @@ from typing import Any, Self, TypeVar
 
 from llmpq.batch import Batch, Cluster, PreviewedPlan, Result
 from llmpq.client import Client
+from llmpq.plan import LayerSensitivity
 
 T = TypeVar("T")
 
@@ -62,6 +63,10 @@ class SyncClient:
     def preview_plan(self, *args: Any, **kwargs: Any) -> tuple[PreviewedPlan, ...]:
         """See `Client.preview_plan`."""
         return self._runner.run(self._client.preview_plan(*args, **kwargs))
+
+    def rate_layers(self, *args: Any, **kwargs: Any) -> tuple[LayerSensitivity, ...]:
+        """See `Client.rate_layers`."""
+        return self._runner.run(self._client.rate_layers(*args, **kwargs))
 
     def _iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
         async def following() -> T:

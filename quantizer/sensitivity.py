@@ -6,17 +6,13 @@ G(X) = Var[X] / 4 for deterministic rounding: an output adds up D_W errors e_i *
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from llmpq.errors import InvalidInputError
-from llmpq.plan import LayerSensitivity
 from llmpq.schemes import SCHEMES
 from quantizer.rounding import INT8_MAX, round_groups, round_rows
-
-#: The scheme that omega is measured in: used on every layer it sums to 1.
-REFERENCE_SCHEME = "w4"
 
 
 class RunningVariance:
@@ -86,33 +82,11 @@ def rate_layer(linears: Iterable[RatedLinear], schemes: Sequence[str], group_siz
 
     Args:
         linears: All linear operators of the layer.
-        schemes: Names of schemes; include `REFERENCE_SCHEME` to be able to `normalize`.
+        schemes: Names of schemes.
         group_size: Group size of schemes that have groups, 0 for per channel.
     """
     linears = tuple(linears)
     return {scheme: sum(_omega(linear, scheme, group_size) for linear in linears) for scheme in schemes}
-
-
-def normalize(sensitivities: Sequence[LayerSensitivity]) -> tuple[LayerSensitivity, ...]:
-    """Scales the omegas of a whole model so that w4 on every layer sums to 1.
-
-    That makes a quality weight or budget mean the same for every model. The unit is fixed, hence w4 has to be rated
-    even if it may not be used; drop its entries afterwards.
-
-    Raises:
-        InvalidInputError: A layer has no omega for w4, or they sum to nothing.
-    """
-    reference = {entry.layer: entry.omega for entry in sensitivities if entry.scheme == REFERENCE_SCHEME}
-    unrated = {entry.layer for entry in sensitivities} - reference.keys()
-    unit = sum(reference.values())
-    if unrated or not unit > 0:
-        what = f"layer {min(unrated)} has no rating" if unrated else f"the ratings sum to {unit:g}"
-        raise InvalidInputError(
-            f"Cannot normalize sensitivities, whose unit is {REFERENCE_SCHEME} on every layer: {what} for it.",
-            reason="NO_REFERENCE_SCHEME",
-            subject="sensitivities",
-        )
-    return tuple(replace(entry, omega=entry.omega / unit) for entry in sensitivities)
 
 
 def _omega(linear: RatedLinear, scheme: str, group_size: int) -> float:

@@ -1,6 +1,7 @@
 """What the linears of each layer read while calibration samples run through the exact model, a layer at a time."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Generic, Protocol, TypeVar
 
@@ -64,9 +65,23 @@ def calibrated_layers(
     for index in range(loader.spec.num_layers if end_layer is None else end_layer):
         source = loader.source.layer(index)
         layer = loader.build_layer(source, EXACT)
-        inputs = _record_inputs(layer, new_statistics)
-        states = run.through(layer, states)
+        with recorded_inputs(layer, new_statistics) as inputs:
+            states = run.through(layer, states)
         yield CalibratedLayer(index, source, inputs)
+
+
+@contextmanager
+def recorded_inputs(layer: DecoderLayer, new_statistics: Callable[[], S]) -> Iterator[dict[str, S]]:
+    """Takes statistics of what the linears of a layer read inside the block; yields them, by role."""
+    linears = layer.linears
+    inputs = {field.name: new_statistics() for field in fields(LayerLinears)}
+    layer.linears = replace(
+        linears, **{role: _RecordingLinear(getattr(linears, role), inputs[role]) for role in inputs}
+    )
+    try:
+        yield inputs
+    finally:
+        layer.linears = linears
 
 
 class _RecordingLinear(QuantizedLinear):
@@ -90,11 +105,3 @@ class _RecordingLinear(QuantizedLinear):
     def weight_bytes(self) -> int:
         """See QuantizedLinear."""
         return self._inner.weight_bytes
-
-
-def _record_inputs(layer: DecoderLayer, new_statistics: Callable[[], S]) -> dict[str, S]:
-    """Makes a layer take statistics of what its linears read, by role."""
-    inputs = {field.name: new_statistics() for field in fields(LayerLinears)}
-    recording = {role: _RecordingLinear(getattr(layer.linears, role), inputs[role]) for role in inputs}
-    layer.linears = replace(layer.linears, **recording)
-    return inputs

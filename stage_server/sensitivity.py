@@ -1,8 +1,9 @@
-"""Rates each layer of a model by the variance indicator, holding one layer in memory at a time."""
+"""Rates each layer of a model by the indicator that is asked for, holding one layer in memory at a time."""
 
 from collections.abc import Iterator
 
 from llmpq.plan import LayerSensitivity
+from llmpq.rating import RatingProgress, RatingRequest
 from quantizer.sensitivity import RatedLinear, RunningVariance, rate_layer
 from stage_server.calibration import CalibratedLayer, calibrated_layers
 from stage_server.device import ComputeDevice
@@ -10,28 +11,23 @@ from stage_server.families import DecoderSpec
 from stage_server.loader import ModelLoader
 
 
-def layer_sensitivities(
-    loader: ModelLoader,
-    device: ComputeDevice,
-    schemes: tuple[str, ...],
-    group_size: int,
-    samples: tuple[tuple[int, ...], ...],
-) -> Iterator[tuple[LayerSensitivity, ...]]:
-    """Runs the samples through the model layer by layer; yields the ratings of each layer, not normalized.
+def rate_layers(loader: ModelLoader, device: ComputeDevice, request: RatingRequest) -> Iterator[RatingProgress]:
+    """Runs the samples through the model; yields how far it is, with each layer's ratings once they are known.
 
     Args:
         loader: Of the model.
         device: Where to compute.
-        schemes: What to rate.
-        group_size: Of the schemes that have groups.
-        samples: Token ids of calibration sequences, not longer than the model's context.
+        request: What to rate, and how.
 
     Raises:
         InvalidInputError: As `calibrated_layers`.
     """
+    samples = tuple(sample.token_ids for sample in request.samples)
+    num_layers = loader.spec.num_layers
     for layer in calibrated_layers(loader, device, samples, RunningVariance):
-        omegas = rate_layer(_operators(layer, loader.spec), schemes, group_size)
-        yield tuple(LayerSensitivity(layer.index, scheme, omega) for scheme, omega in omegas.items())
+        omegas = rate_layer(_operators(layer, loader.spec), request.schemes, request.group_size)
+        ratings = tuple(LayerSensitivity(layer.index, scheme, omega) for scheme, omega in omegas.items())
+        yield RatingProgress(ratings, layer.index + 1, num_layers)
 
 
 def _operators(layer: CalibratedLayer[RunningVariance], spec: DecoderSpec) -> Iterator[RatedLinear]:

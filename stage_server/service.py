@@ -12,6 +12,7 @@ from llmpq.errors import MeshError
 from llmpq.frames import decode_frame, encode_ack
 from llmpq.messages import from_message, to_message
 from llmpq.plan import StageMemory
+from llmpq.rating import RatingRequest
 from llmpq.stage_load import StageLoad
 from llmpq.v1 import plan_pb2, stage_service_pb2_grpc
 from llmpq.v1 import stage_service_pb2 as pb
@@ -53,13 +54,8 @@ class StageServicer(stage_service_pb2_grpc.StageServiceServicer):
         context: Context,  # noqa: ARG002
     ) -> AsyncIterator[pb.MeasureSensitivityResponse]:
         """See the contract."""
-        samples = tuple(tuple(sample.token_ids) for sample in request.samples)
-        ratings = self._stage.rate(request.model, tuple(request.schemes), request.group_size, samples)
-        done = 0
-        async for rating, total in ratings:
-            done += 1
-            messages = [to_message(entry, plan_pb2.LayerSensitivity) for entry in rating]
-            yield pb.MeasureSensitivityResponse(sensitivities=messages, layers_done=done, layers_total=total)
+        async for progress in self._stage.rate(from_message(RatingRequest, request)):
+            yield to_message(progress, pb.MeasureSensitivityResponse)
 
     async def LoadStage(  # noqa: N802
         self,

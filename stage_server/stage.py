@@ -14,7 +14,8 @@ from llmpq.device import LatencyPoint
 from llmpq.errors import InvalidInputError, PreconditionError
 from llmpq.frames import Frame
 from llmpq.model import ModelFiles, read_shape
-from llmpq.plan import LayerSensitivity, StageMemory
+from llmpq.plan import StageMemory
+from llmpq.rating import RatingProgress, RatingRequest
 from llmpq.schemes import SCHEMES
 from llmpq.stage_load import LoadProgress, StageLoad
 from stage_server.decoder_layer import DecoderLayer
@@ -27,7 +28,7 @@ from stage_server.loader import ModelLoader
 from stage_server.model_slice import ModelSlice
 from stage_server.positions import PositionEncoding
 from stage_server.profiler import LayerProfiler
-from stage_server.sensitivity import layer_sensitivities
+from stage_server.sensitivity import rate_layers
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -114,19 +115,16 @@ class Stage:
             async for point in self._iterate(profiler.points()):
                 yield point, profiler.num_points
 
-    async def rate(
-        self,
-        model: str,
-        schemes: tuple[str, ...],
-        group_size: int,
-        samples: tuple[tuple[int, ...], ...],
-    ) -> AsyncIterator[tuple[tuple[LayerSensitivity, ...], int]]:
-        """Rates the layers of a model; yields each layer's sensitivities with the number of layers in all."""
-        async with self._analysing(schemes, group_size) as chosen:
-            loader = await self._on_thread(self._open, model)
-            ratings = layer_sensitivities(loader, self.device, chosen, group_size, samples)
-            async for rating in self._iterate(ratings):
-                yield rating, loader.spec.num_layers
+    async def rate(self, request: RatingRequest) -> AsyncIterator[RatingProgress]:
+        """Rates the layers of a model.
+
+        Raises:
+            NotFoundError, InvalidInputError, PreconditionError: As StageService.MeasureSensitivity says.
+        """
+        async with self._analysing(request.schemes, request.group_size) as schemes:
+            loader = await self._on_thread(self._open, request.model)
+            async for progress in self._iterate(rate_layers(loader, self.device, replace(request, schemes=schemes))):
+                yield progress
 
     async def _load(self, load: StageLoad) -> AsyncIterator[LoadProgress]:
         self._require_runnable(tuple(layer.scheme for layer in load.layers))

@@ -922,3 +922,61 @@ class PreviewedPlan(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PreviewedPlan: _TypeAlias = PreviewedPlan  # noqa: Y015
+
+@_typing.final
+class RateLayersRequest(_message.Message):
+    """Request of RateLayers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Model, as in BatchOptions."""
+    @_builtins.property
+    def options(self) -> _plan_pb2.PlanOptions:
+        """Of these count `indicator`, `rounding`, `group_size`, and `allowed_schemes`: the schemes to rate, all that the
+        devices can run if there are none.
+        """
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        options: _plan_pb2.PlanOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "options", b"options"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateLayersRequest: _TypeAlias = RateLayersRequest  # noqa: Y015
+
+@_typing.final
+class RateLayersResponse(_message.Message):
+    """Response of RateLayers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_MESSAGE_FIELD_NUMBER: _builtins.int
+    SENSITIVITIES_FIELD_NUMBER: _builtins.int
+    status_message: _builtins.str
+    """What it is doing, for people."""
+    @_builtins.property
+    def sensitivities(self) -> _containers.RepeatedCompositeFieldContainer[_plan_pb2.LayerSensitivity]:
+        """In the last message: every layer at every scheme, normalized."""
+
+    def __init__(
+        self,
+        *,
+        status_message: _builtins.str = ...,
+        sensitivities: _abc.Iterable[_plan_pb2.LayerSensitivity] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sensitivities", b"sensitivities", "status_message", b"status_message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateLayersResponse: _TypeAlias = RateLayersResponse  # noqa: Y015

@@ -83,6 +83,11 @@ class CoordinatorServiceStub:
                 request_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.PreviewPlanRequest.SerializeToString,
                 response_deserializer=llmpq_dot_v1_dot_coordinator__service__pb2.PreviewPlanResponse.FromString,
                 _registered_method=True)
+        self.RateLayers = channel.unary_stream(
+                '/llmpq.v1.CoordinatorService/RateLayers',
+                request_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.RateLayersRequest.SerializeToString,
+                response_deserializer=llmpq_dot_v1_dot_coordinator__service__pb2.RateLayersResponse.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServiceServicer:
@@ -183,6 +188,19 @@ class CoordinatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RateLayers(self, request, context):
+        """Rates what each scheme would cost each layer in quality, as planning does, without planning. What was measured
+        before is not measured again. Sends progress while it works; the last message has the ratings.
+
+        Errors:
+        - INVALID_ARGUMENT: options out of range. NOT_FOUND: the model is not there.
+        - FAILED_PRECONDITION: no device can run a scheme that is to be rated, or w4, the unit.
+        - As StageService.MeasureSensitivity.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -230,6 +248,11 @@ def add_CoordinatorServiceServicer_to_server(servicer, server):
                     servicer.PreviewPlan,
                     request_deserializer=llmpq_dot_v1_dot_coordinator__service__pb2.PreviewPlanRequest.FromString,
                     response_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.PreviewPlanResponse.SerializeToString,
+            ),
+            'RateLayers': grpc.unary_stream_rpc_method_handler(
+                    servicer.RateLayers,
+                    request_deserializer=llmpq_dot_v1_dot_coordinator__service__pb2.RateLayersRequest.FromString,
+                    response_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.RateLayersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -479,6 +502,33 @@ class CoordinatorService:
             '/llmpq.v1.CoordinatorService/PreviewPlan',
             llmpq_dot_v1_dot_coordinator__service__pb2.PreviewPlanRequest.SerializeToString,
             llmpq_dot_v1_dot_coordinator__service__pb2.PreviewPlanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RateLayers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llmpq.v1.CoordinatorService/RateLayers',
+            llmpq_dot_v1_dot_coordinator__service__pb2.RateLayersRequest.SerializeToString,
+            llmpq_dot_v1_dot_coordinator__service__pb2.RateLayersResponse.FromString,
             options,
             channel_credentials,
             insecure,

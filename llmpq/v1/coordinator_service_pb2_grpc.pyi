@@ -73,6 +73,15 @@ class CoordinatorServiceStub:
     Errors:
     - As PlannerService.CreatePlan and StageService.ProfileLayers; FAILED_PRECONDITION if there are no devices.
     """
+    RateLayers: _aio.UnaryStreamMultiCallable[_coordinator_service_pb2.RateLayersRequest, _coordinator_service_pb2.RateLayersResponse]
+    """Rates what each scheme would cost each layer in quality, as planning does, without planning. What was measured
+    before is not measured again. Sends progress while it works; the last message has the ratings.
+
+    Errors:
+    - INVALID_ARGUMENT: options out of range. NOT_FOUND: the model is not there.
+    - FAILED_PRECONDITION: no device can run a scheme that is to be rated, or w4, the unit.
+    - As StageService.MeasureSensitivity.
+    """
 
 class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Batches in, answers out.
@@ -186,6 +195,21 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - As PlannerService.CreatePlan and StageService.ProfileLayers; FAILED_PRECONDITION if there are no devices.
+        """
+
+    @_abc_1.abstractmethod
+    def RateLayers(
+        self,
+        request: _coordinator_service_pb2.RateLayersRequest,
+        context: _aio.ServicerContext[_coordinator_service_pb2.RateLayersRequest, _abc.AsyncIterator[_coordinator_service_pb2.RateLayersResponse]],
+    ) -> _abc.AsyncIterator[_coordinator_service_pb2.RateLayersResponse]:
+        """Rates what each scheme would cost each layer in quality, as planning does, without planning. What was measured
+        before is not measured again. Sends progress while it works; the last message has the ratings.
+
+        Errors:
+        - INVALID_ARGUMENT: options out of range. NOT_FOUND: the model is not there.
+        - FAILED_PRECONDITION: no device can run a scheme that is to be rated, or w4, the unit.
+        - As StageService.MeasureSensitivity.
         """
 
 def add_CoordinatorServiceServicer_to_server(servicer: CoordinatorServiceServicer, server: _aio.Server) -> None: ...

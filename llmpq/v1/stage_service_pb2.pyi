@@ -172,12 +172,13 @@ class MeasureSensitivityRequest(_message.Message):
     GROUP_SIZE_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     INDICATOR_FIELD_NUMBER: _builtins.int
+    ROUNDING_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model, as in ProfileLayers."""
     group_size: _builtins.int
     """Group size for schemes that have one; 0 is per channel."""
     indicator: _builtins.str
-    """How to rate them, as in PlanOptions, but not "random". Unset means "variance"."""
+    """How to rate them, as in PlanOptions, but not "random", which needs no device. Unset means the default."""
     @_builtins.property
     def schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Schemes to rate."""
@@ -185,6 +186,10 @@ class MeasureSensitivityRequest(_message.Message):
     @_builtins.property
     def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenSequence]:
         """Calibration samples."""
+
+    @_builtins.property
+    def rounding(self) -> _plan_pb2.Rounding:
+        """How weights are rounded."""
 
     def __init__(
         self,
@@ -194,10 +199,11 @@ class MeasureSensitivityRequest(_message.Message):
         group_size: _builtins.int = ...,
         samples: _abc.Iterable[Global___TokenSequence] | None = ...,
         indicator: _builtins.str = ...,
+        rounding: _plan_pb2.Rounding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rounding", b"rounding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_size", b"group_size", "indicator", b"indicator", "model", b"model", "samples", b"samples", "schemes", b"schemes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_size", b"group_size", "indicator", b"indicator", "model", b"model", "rounding", b"rounding", "samples", b"samples", "schemes", b"schemes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -229,31 +235,31 @@ Global___TokenSequence: _TypeAlias = TokenSequence  # noqa: Y015
 
 @_typing.final
 class MeasureSensitivityResponse(_message.Message):
-    """Response of MeasureSensitivity: one layer."""
+    """Response of MeasureSensitivity."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SENSITIVITIES_FIELD_NUMBER: _builtins.int
-    LAYERS_DONE_FIELD_NUMBER: _builtins.int
-    LAYERS_TOTAL_FIELD_NUMBER: _builtins.int
-    layers_done: _builtins.int
-    """Layers done."""
-    layers_total: _builtins.int
-    """Layers in all."""
+    STEPS_DONE_FIELD_NUMBER: _builtins.int
+    STEPS_TOTAL_FIELD_NUMBER: _builtins.int
+    steps_done: _builtins.int
+    """Steps done. A step takes the samples through one layer, as often as the indicator asks for."""
+    steps_total: _builtins.int
+    """Steps in all."""
     @_builtins.property
     def sensitivities(self) -> _containers.RepeatedCompositeFieldContainer[_plan_pb2.LayerSensitivity]:
-        """The layer's indicator for each scheme, not yet normalized: that needs all layers."""
+        """Ratings of layers that are known by now, not yet normalized: that needs all layers. Each comes once."""
 
     def __init__(
         self,
         *,
         sensitivities: _abc.Iterable[_plan_pb2.LayerSensitivity] | None = ...,
-        layers_done: _builtins.int = ...,
-        layers_total: _builtins.int = ...,
+        steps_done: _builtins.int = ...,
+        steps_total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers_done", b"layers_done", "layers_total", b"layers_total", "sensitivities", b"sensitivities"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sensitivities", b"sensitivities", "steps_done", b"steps_done", "steps_total", b"steps_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -93,10 +93,11 @@ class StageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def MeasureSensitivity(self, request, context):
-        """Measures what quantizing each layer costs by the variance indicator: runs the calibration tokens through the
-        model one layer at a time, holding one layer in memory. Streams one message a layer.
+        """Measures what quantizing each layer costs: runs the calibration tokens through the model one layer at a time,
+        holding one layer of weights in memory. Streams progress, and each layer's ratings once they are known.
 
-        Errors: as ProfileLayers.
+        Errors: as ProfileLayers; INVALID_ARGUMENT also for an indicator or a rounding that does not exist, and for samples
+        that are none, empty, too long, or hold tokens that the model does not have.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

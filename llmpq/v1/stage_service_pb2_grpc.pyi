@@ -29,10 +29,11 @@ class StageServiceStub:
     - FAILED_PRECONDITION: a scheme that this device cannot run, or a deployment is loaded and computing.
     """
     MeasureSensitivity: _aio.UnaryStreamMultiCallable[_stage_service_pb2.MeasureSensitivityRequest, _stage_service_pb2.MeasureSensitivityResponse]
-    """Measures what quantizing each layer costs by the variance indicator: runs the calibration tokens through the
-    model one layer at a time, holding one layer in memory. Streams one message a layer.
+    """Measures what quantizing each layer costs: runs the calibration tokens through the model one layer at a time,
+    holding one layer of weights in memory. Streams progress, and each layer's ratings once they are known.
 
-    Errors: as ProfileLayers.
+    Errors: as ProfileLayers; INVALID_ARGUMENT also for an indicator or a rounding that does not exist, and for samples
+    that are none, empty, too long, or hold tokens that the model does not have.
     """
     LoadStage: _aio.UnaryStreamMultiCallable[_stage_service_pb2.LoadStageRequest, _stage_service_pb2.LoadStageResponse]
     """Makes the stage hold a slice of a model at given precisions and an empty KV cache, and connects it to the next
@@ -86,10 +87,11 @@ class StageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _stage_service_pb2.MeasureSensitivityRequest,
         context: _aio.ServicerContext[_stage_service_pb2.MeasureSensitivityRequest, _abc.AsyncIterator[_stage_service_pb2.MeasureSensitivityResponse]],
     ) -> _abc.AsyncIterator[_stage_service_pb2.MeasureSensitivityResponse]:
-        """Measures what quantizing each layer costs by the variance indicator: runs the calibration tokens through the
-        model one layer at a time, holding one layer in memory. Streams one message a layer.
+        """Measures what quantizing each layer costs: runs the calibration tokens through the model one layer at a time,
+        holding one layer of weights in memory. Streams progress, and each layer's ratings once they are known.
 
-        Errors: as ProfileLayers.
+        Errors: as ProfileLayers; INVALID_ARGUMENT also for an indicator or a rounding that does not exist, and for samples
+        that are none, empty, too long, or hold tokens that the model does not have.
         """
 
     @_abc_1.abstractmethod

@@ -11,7 +11,6 @@ from fake_planner import FakePlanner
 @pytest.fixture(scope="session")
 def imported_model(opt_bytes: str) -> str:
     """A byte-level model, all that reads it imported: that takes seconds, and the leases of these tests are short."""
-    import quantizer.sensitivity  # noqa: F401
     from coordinator.tokenizing import ModelTokenizer
 
     ModelTokenizer.load(opt_bytes)

@@ -8,7 +8,7 @@ from mesh import completion
 
 from coordinator.calibration import MAX_SAMPLE_TOKENS, calibration_samples
 from llmpq import BatchState, PlanOptions
-from llmpq.errors import InvalidInputError, NotFoundError, PreconditionError, UnavailableError
+from llmpq.errors import NotFoundError, PreconditionError, UnavailableError
 from llmpq.model import read_shape
 from llmpq.plan import LengthBucket
 
@@ -38,28 +38,14 @@ async def test_each_thing_is_measured_once(bench: Bench) -> None:
         stage = await bench.add_stage("a")
         await bench.run(LINES)
         await bench.run(LINES)
-        assert (stage.num_profiled, stage.num_rated) == (1, 1)
+        assert (stage.num_profiled, len(stage.ratings)) == (1, 1)
     async with bench.running():
         twin = await bench.add_stage("b")
         await bench.run(LINES)
-        assert (twin.num_profiled, twin.num_rated) == (0, 0)
+        assert (twin.num_profiled, len(twin.ratings)) == (0, 0)
         await bench.run(LINES, plan_options=PlanOptions(group_size=32))
-        assert (twin.num_profiled, twin.num_rated) == (1, 1)
+        assert (twin.num_profiled, len(twin.ratings)) == (1, 1)
     assert bench.planner.problems[0].devices[0].points == bench.planner.problems[2].devices[0].points
-
-
-async def test_sensitivities_are_normalized(bench: Bench) -> None:
-    """The device with the largest budget rates the layers, and w4 on every layer sums to 1."""
-    async with bench.running():
-        small = await bench.add_stage("a", memory_budget_bytes=10**8)
-        large = await bench.add_stage("b")
-        await bench.run(LINES)
-
-    assert (small.num_rated, large.num_rated) == (0, 1)
-    assert large.samples == calibration_samples(bench.model)
-    ratings = bench.planner.problems[0].sensitivities
-    assert sum(rating.omega for rating in ratings if rating.scheme == "w4") == pytest.approx(1)
-    assert {rating.scheme for rating in ratings} == {"w16", "w4"}
 
 
 async def test_only_allowed_schemes_are_measured(bench: Bench) -> None:
@@ -73,33 +59,6 @@ async def test_only_allowed_schemes_are_measured(bench: Bench) -> None:
     assert [device.device_id for device in problem.devices] == ["a"]
     assert {point.scheme for point in problem.devices[0].points} == {"w16", ""}
     assert problem.sensitivities == ()
-
-
-async def test_the_unit_is_rated_even_if_it_may_not_be_used(bench: Bench) -> None:
-    """Without w4 among the allowed schemes the unit is still w4, and its own ratings are left out."""
-    async with bench.running():
-        await bench.add_stage("a", schemes=("w16", "w8", "w4"))
-        await bench.run(LINES, plan_options=PlanOptions(allowed_schemes=("w16", "w8")))
-
-    ratings = bench.planner.problems[0].sensitivities
-    assert {rating.scheme for rating in ratings} == {"w16", "w8"}
-    assert sum(rating.omega for rating in ratings if rating.scheme == "w8") == pytest.approx(1)
-
-
-async def test_given_precisions_leave_nothing_to_rate(bench: Bench) -> None:
-    """Where each layer has its scheme, only these are profiled; a wrong number of them is refused before measuring."""
-    num_layers = read_shape(bench.model).num_layers
-    given = ("w16",) + ("w4",) * (num_layers - 1)
-    async with bench.running():
-        stage = await bench.add_stage("a", schemes=("w16", "w8", "w4"))
-        with pytest.raises(InvalidInputError, match=f"1 schemes for a model of {num_layers} layers"):
-            await bench.client.preview_plan(bench.model, WORKLOAD, plan_options=PlanOptions(layer_schemes=("w4",)))
-        assert stage.num_profiled == 0
-        await bench.run(LINES, plan_options=PlanOptions(layer_schemes=given))
-
-    (problem,) = bench.planner.problems
-    assert {point.scheme for point in problem.devices[0].points} == {"w16", "w4", ""}
-    assert (problem.sensitivities, problem.options.layer_schemes) == ((), given)
 
 
 async def test_a_preview_says_what_each_strategy_comes_to(bench: Bench) -> None:

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from llmpq.errors import InvalidInputError
-from llmpq.plan import LayerPrecision, LayerSensitivity
+from llmpq.plan import LayerPrecision
 from llmpq.schemes import SCHEMES
 from quantizer.linear import build_linear
 from quantizer.methods import round_weight
 from quantizer.rounding import round_groups
-from quantizer.sensitivity import RatedLinear, RunningVariance, normalize, rate_layer
+from quantizer.sensitivity import RatedLinear, RunningVariance, rate_layer
 
 
 def _statistics(*batches: torch.Tensor) -> RunningVariance:
@@ -89,31 +89,3 @@ def test_peaks_in_the_inputs_count_against_int8_activations() -> None:
         omegas = rate_layer([RatedLinear(weight, _statistics(inputs))], ["w8", "w8a8"], 64)
         ratios.append(omegas["w8a8"] / omegas["w8"])
     assert ratios[1] > 5 * ratios[0]
-
-
-def test_uniform_w4_sums_to_one() -> None:
-    """Normalized, w4 on every layer sums to 1 and all ratios are kept."""
-    raw = [
-        LayerSensitivity(layer, scheme, omega * (layer + 1))
-        for layer in range(3)
-        for scheme, omega in (("w8", 0.5), ("w4", 20.0), ("w3", 90.0))
-    ]
-    normalized = normalize(raw)
-    assert sum(entry.omega for entry in normalized if entry.scheme == "w4") == pytest.approx(1.0)
-    assert [(entry.layer, entry.scheme) for entry in normalized] == [(entry.layer, entry.scheme) for entry in raw]
-    assert [entry.omega * 120 for entry in normalized] == pytest.approx([entry.omega for entry in raw])
-
-
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
-        ([], "sum to 0"),
-        ([LayerSensitivity(0, "w4", 1.0), LayerSensitivity(1, "w8", 1.0)], "layer 1"),
-        ([LayerSensitivity(0, "w4", 0.0)], "sum to 0"),
-    ],
-)
-def test_normalizing_needs_w4_on_every_layer(raw: list[LayerSensitivity], message: str) -> None:
-    """Without a rating for w4 on each layer there is no unit, and the message says what is missing."""
-    with pytest.raises(InvalidInputError, match=message) as refused:
-        normalize(raw)
-    assert refused.value.reason == "NO_REFERENCE_SCHEME"

@@ -64,7 +64,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         loads: Every LoadStage it was asked for.
         frames: Every frame that it computed.
         num_profiled: Calls of ProfileLayers.
-        num_rated: Calls of MeasureSensitivity.
+        ratings: Every MeasureSensitivity it was asked for.
         load_error: Raised by LoadStage, if set.
         profile_error: Raised by ProfileLayers, if set.
         is_silent: Whether it has stopped sending heartbeats.
@@ -93,7 +93,8 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         )
         self.loads: list[pb.LoadStageRequest] = []
         self.frames: list[Frame] = []
-        self.num_profiled = self.num_rated = 0
+        self.num_profiled = 0
+        self.ratings: list[pb.MeasureSensitivityRequest] = []
         self.load_error: Exception | None = None
         self.profile_error: Exception | None = None
         self.is_silent = False
@@ -162,14 +163,13 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
 
     async def MeasureSensitivity(self, request: pb.MeasureSensitivityRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
         """The second layer is more sensitive than the first."""
-        self.num_rated += 1
-        self.samples = [list(sample.token_ids) for sample in request.samples]
+        self.ratings.append(request)
         for layer in range(2):
             ratings = [
                 plan_pb2.LayerSensitivity(layer=layer, scheme=scheme, omega=0.0 if scheme == "w16" else 8.0 + layer)
                 for scheme in request.schemes
             ]
-            yield pb.MeasureSensitivityResponse(sensitivities=ratings, layers_done=layer + 1, layers_total=2)
+            yield pb.MeasureSensitivityResponse(sensitivities=ratings, steps_done=layer + 1, steps_total=2)
 
     async def LoadStage(self, request: pb.LoadStageRequest, context: Any) -> AsyncIterator[pb.LoadStageResponse]:  # noqa: ARG002, N802
         """Keeps the request and empties all slots."""
