@@ -8,8 +8,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from stage_server.kv_cache import LayerCache
 from stage_server.positions import Positions, first_seen
 
-#: Rows whose capped scores exist at a time: PyTorch's fused attention cannot cap, so they are materialized.
-_CAPPED_ROWS = 128
+#: Rows of a sequence that attend at a time where scores or biases of all of them would have to exist at once: PyTorch's
+#: fused attention can neither cap scores nor make up biases on the way. Their temporaries are then less than what
+#: `llmpq.memory.workspace_bytes` reckons with for whole prompts.
+_SCORED_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,13 @@ class Attention:
         layout = positions.layout
         if layout.is_one_token_each:
             return self._one_token_each(queries, cache, positions)
-        outputs = [
-            self._one_sequence(rows, cache, positions, sequence)
-            for sequence, rows in enumerate(queries.split_with_sizes(layout.counts))
-        ]
+        has_scores = self.soft_cap is not None or positions.has_biases
+        max_rows = _SCORED_ROWS if has_scores else layout.num_rows
+        outputs = []
+        for slot, start, rows in zip(layout.slots, layout.starts, queries.split_with_sizes(layout.counts), strict=True):
+            for first in range(0, len(rows), max_rows):
+                chunk = rows[first : first + max_rows]
+                outputs.append(self._chunk(chunk, cache, positions, slot, start + first))
         return torch.cat(outputs)
 
     def _one_token_each(self, queries: torch.Tensor, cache: LayerCache, positions: Positions) -> torch.Tensor:
@@ -59,63 +64,28 @@ class Attention:
             attended = _capped(grouped, keys, values, mask, scale=self.scale, soft_cap=self.soft_cap)
         return attended.reshape(num_sequences, -1)
 
-    def _one_sequence(
-        self, queries: torch.Tensor, cache: LayerCache, positions: Positions, sequence: int
+    def _chunk(
+        self, queries: torch.Tensor, cache: LayerCache, positions: Positions, slot: int, start: int
     ) -> torch.Tensor:
+        """Consecutive rows (rows, heads, head_dim) of one sequence, the first of them at position `start`."""
         num_rows, num_heads, head_dim = queries.shape
         num_kv_heads = cache.keys.shape[1]
-        layout = positions.layout
-        slot, seen = (
-            layout.slots[sequence],
-            slice(first_seen(layout.starts[sequence], self.window), layout.ends[sequence]),
-        )
+        sharing = num_heads // num_kv_heads
+        end = start + num_rows
+        seen = slice(first_seen(start, self.window), end)
         keys, values = cache.keys[slot, :, seen], cache.values[slot, :, seen]
-        grouped = queries.view(num_rows, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)
+        grouped = queries.view(num_rows, num_kv_heads, sharing, head_dim).permute(1, 2, 0, 3)
         if self.soft_cap is None:
-            sharing = num_heads // num_kv_heads
             keys, values = (heads[:, None].expand(-1, sharing, -1, -1) for heads in (keys, values))
-            mask = positions.prefill_mask(sequence, self.window)
+            mask = positions.prefill_mask(start, end, self.window)
             attended = scaled_dot_product_attention(
                 grouped, keys, values, attn_mask=mask, is_causal=mask is None, scale=self.scale
             )
         else:
-            visible = positions.visible(sequence, self.window)
-            attended = _capped_rows(grouped, keys, values, visible, scale=self.scale, soft_cap=self.soft_cap)
+            visible = positions.visible(start, end, self.window).repeat(sharing, 1)
+            flat = _capped(grouped.flatten(1, 2), keys, values, visible, scale=self.scale, soft_cap=self.soft_cap)
+            attended = flat.view(grouped.shape)
         return attended.permute(2, 0, 1, 3).reshape(num_rows, -1)
-
-
-def _capped_rows(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    visible: torch.Tensor,
-    *,
-    scale: float,
-    soft_cap: float,
-) -> torch.Tensor:
-    """`_capped` of one sequence, some rows at a time: scores of all of them would take more than the cache they read.
-
-    Args:
-        queries: (kv heads, sharing, rows, head_dim).
-        keys: (kv heads, keys, head_dim).
-        values: Like keys.
-        visible: Bool (rows, keys).
-        scale: See Attention.
-        soft_cap: See Attention.
-
-    Returns:
-        Like queries.
-    """
-    sharing = queries.shape[1]
-    attended = [
-        _capped(rows.flatten(1, 2), keys, values, seen.repeat(sharing, 1), scale=scale, soft_cap=soft_cap).view(
-            rows.shape
-        )
-        for rows, seen in zip(
-            torch.split(queries, _CAPPED_ROWS, dim=2), torch.split(visible, _CAPPED_ROWS), strict=True
-        )
-    ]
-    return torch.cat(attended, dim=2)
 
 
 def _capped(

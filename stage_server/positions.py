@@ -78,7 +78,7 @@ class Positions:
         self._dtype = dtype
         self._rotations: dict[int, Rotation] = {}
         self._decode_masks: dict[int | None, torch.Tensor | None] = {}
-        self._visible: dict[tuple[int, int | None], torch.Tensor] = {}
+        self._visible: dict[tuple[int, int, int | None], torch.Tensor] = {}
 
     def rotation(self, rotary: int) -> Rotation:
         """One of the model's rotations, at every row."""
@@ -96,30 +96,35 @@ class Positions:
             self._decode_masks[window] = self._make_decode_mask(window)
         return self._decode_masks[window]
 
-    def visible(self, sequence: int, window: int | None) -> torch.Tensor:
-        """Bool (rows, keys): which of its keys, from `first_seen` on, each row of a sequence sees."""
-        if (sequence, window) not in self._visible:
-            start, end = self.layout.starts[sequence], self.layout.ends[sequence]
-            keys = torch.arange(first_seen(start, window), end, device=self.layout.device)
-            queries = torch.arange(start, end, device=self.layout.device)[:, None]
+    def visible(self, start: int, end: int, window: int | None) -> torch.Tensor:
+        """Bool (rows, keys): which keys, of those from `first_seen` on, the rows [start, end) of a sequence see."""
+        if (start, end, window) not in self._visible:
+            keys, queries = self._keys_and_queries(start, end, window)
             causal = keys <= queries
-            self._visible[sequence, window] = causal if window is None else causal & (keys > queries - window)
-        return self._visible[sequence, window]
+            self._visible[start, end, window] = causal if window is None else causal & (keys > queries - window)
+        return self._visible[start, end, window]
 
-    def prefill_mask(self, sequence: int, window: int | None) -> torch.Tensor | None:
-        """The mask of one sequence's rows over its keys from `first_seen` on.
+    def prefill_mask(self, start: int, end: int, window: int | None) -> torch.Tensor | None:
+        """The mask of the rows [start, end) of a sequence over its keys from `first_seen` on.
 
         Returns:
             Bool (rows, keys), or biases (kv heads, sharing, rows, keys); None where rows see all before them.
         """
-        start, end = self.layout.starts[sequence], self.layout.ends[sequence]
         if self._slopes is None:
             is_causal = start == 0 and (window is None or end <= window)
-            return None if is_causal else self.visible(sequence, window)
-        visible = self.visible(sequence, window)
-        keys = torch.arange(end - visible.shape[1], end, device=self.layout.device)
-        queries = torch.arange(start, end, device=self.layout.device)[:, None]
-        return self._biases(self._slopes[:, :, None, None], keys - queries, visible)
+            return None if is_causal else self.visible(start, end, window)
+        keys, queries = self._keys_and_queries(start, end, window)
+        return self._biases(self._slopes[:, :, None, None], keys - queries, self.visible(start, end, window))
+
+    @property
+    def has_biases(self) -> bool:
+        """Whether masks are biases."""
+        return self._slopes is not None
+
+    def _keys_and_queries(self, start: int, end: int, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions (keys,) and (rows, 1)."""
+        keys = torch.arange(first_seen(start, window), end, device=self.layout.device)
+        return keys, torch.arange(start, end, device=self.layout.device)[:, None]
 
     def _make_decode_mask(self, window: int | None) -> torch.Tensor | None:
         shortest, longest = min(self.layout.ends), max(self.layout.ends)
@@ -135,7 +140,7 @@ class Positions:
         return self._biases(self._slopes[None, :, :, None], keys - queries, visible)
 
     def _biases(self, slopes: torch.Tensor, distances: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        return (slopes * distances).masked_fill(~visible, -torch.inf).to(self._dtype)
+        return (slopes * distances).masked_fill_(~visible, -torch.inf).to(self._dtype)
 
 
 def first_seen(position: int, window: int | None) -> int:

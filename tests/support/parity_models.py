@@ -56,10 +56,10 @@ def _rope(rope_type: str, **settings: object) -> dict[str, object]:
 
 _LONGROPE = _rope(
     "longrope",
-    short_factor=[1.0 + 0.1 * pair for pair in range(8)],
-    long_factor=[2.0 + pair for pair in range(8)],
+    short_factor=[1.0 + 0.1 * pair for pair in range(4)],
+    long_factor=[2.0 + pair for pair in range(4)],
     original_max_position_embeddings=64,
-    partial_rotary_factor=1.0,
+    partial_rotary_factor=0.5,
 )
 _LLAMA3 = _rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
 
@@ -90,6 +90,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama-mha-tied": partial(_llama, num_key_value_heads=4, tie_word_embeddings=True),
     "llama-bias": partial(_llama, attention_bias=True, mlp_bias=True),
     "llama-3-rope": partial(_llama, rope_parameters=_LLAMA3),
+    "llama-dynamic-rope": partial(_llama, rope_parameters=_rope("dynamic", factor=4.0)),
     "mistral": _mistral,
     "mistral-window": partial(_mistral, sliding_window=WINDOW, head_dim=32),
     "opt": _opt,
@@ -101,6 +102,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "phi3-longrope": partial(_phi3, rope_parameters=_LONGROPE, original_max_position_embeddings=64),
     "qwen2": _qwen2,
+    "qwen2-yarn": partial(_qwen2, rope_parameters=_rope("yarn", factor=4.0, original_max_position_embeddings=32)),
     "qwen2-window": partial(_qwen2, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
     "qwen3": partial(_qwen3, tie_word_embeddings=True),
     "qwen3-window-bias": partial(
