@@ -15,6 +15,7 @@ from stage_server.model_slice import ModelSlice
 from stage_server.positions import PositionEncoding
 
 CPU = torch.device("cpu")
+EXACT = LayerPrecision("w16")
 
 
 class Pipeline:
@@ -27,7 +28,7 @@ class Pipeline:
         self.slices = []
         for first, end in pairwise(bounds):
             embedding = loader.load_embedding() if first == 0 else None
-            layers = tuple(loader.load_layers(first, (LayerPrecision("w16"),) * (end - first)))
+            layers = tuple(loader.build_layer(loader.source.layer(index), EXACT) for index in range(first, end))
             head = loader.load_head(embedding) if end == self.spec.num_layers else None
             encoding = PositionEncoding(self.spec, CPU, torch.float32)
             self.slices.append(ModelSlice(layers, embedding, head, encoding))
