@@ -29,10 +29,10 @@ _MIXED_WINDOWS = {"sliding_window": WINDOW, "layer_types": ["sliding_attention",
 
 def _model(family: str, settings: dict[str, Any], **overrides: object) -> PreTrainedModel:
     config = getattr(transformers, f"{family}Config")(**(settings | overrides))
-    return getattr(transformers, f"{config_name(family)}ForCausalLM")(config)
+    return getattr(transformers, f"{_class_name(family)}ForCausalLM")(config)
 
 
-def config_name(family: str) -> str:
+def _class_name(family: str) -> str:
     """The name of a family's models, where its configurations have another one."""
     return family.removesuffix("Text")
 
