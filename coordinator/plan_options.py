@@ -28,7 +28,7 @@ def check_plan_options(options: PlanOptions) -> None:
     for name in ("prefill_micro_batch", "decode_micro_batch", "num_lanes"):
         if getattr(options, name) > MAX_SEQUENCES:
             raise _out_of_range(name, f"{getattr(options, name)} is more than {MAX_SEQUENCES:,}")
-    for name in ("quality_weight", "quality_budget", "time_limit_s"):
+    for name in ("quality_weight", "quality_budget", "time_limit_s", "optimality_gap"):
         value = getattr(options, name)
         if value is not None and not 0 <= value < float("inf"):
             raise _out_of_range(name, f"{value} is not a number from 0 up")

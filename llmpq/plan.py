@@ -12,6 +12,8 @@ PLAN_VERSION = 1
 
 #: Ways to make a plan, the default first.
 STRATEGIES = ("llm-pq", "llm-pq-heuristic", "adabits", "pipeedge", "uniform", "het")
+#: Where a search ends if nobody says where: far below what predictions are good to.
+DEFAULT_OPTIMALITY_GAP = 0.002
 #: Ways to round weights, the default first: see `Rounding` in the contract.
 ROUNDING_METHODS = ("nearest", "hqq", "gptq")
 #: Ways to rate what quantizing a layer costs, the default first.
@@ -75,6 +77,12 @@ class PlanOptions:
     rounding: Rounding = NEAREST
     indicator: str = ""
     layer_schemes: tuple[str, ...] = ()
+    optimality_gap: float | None = None
+
+    @property
+    def effective_optimality_gap(self) -> float:
+        """The gap at which a search ends, the default filled in."""
+        return DEFAULT_OPTIMALITY_GAP if self.optimality_gap is None else self.optimality_gap
 
     @property
     def usable_schemes(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 A candidate enters with a bound that costs microseconds (`SearchSpace.objective_bounds_s`), comes back with that of
 the relaxed program, and is solved only if it is still the most promising. The search ends when no candidate is left
-that could improve on the incumbent by more than `SEARCH_TOLERANCE`.
+that could improve on the incumbent by more than the optimality gap that the options allow.
 """
 
 import time
@@ -17,8 +17,10 @@ from planner_svc.infeasible import explain
 from planner_svc.milp import AssignmentModel
 from planner_svc.space import Candidate, SearchSpace
 
-#: Improvements that are not worth searching for, as a share of the objective: far below what predictions are good to.
-SEARCH_TOLERANCE = 0.002
+#: Improvements that arithmetic cannot tell from none, as a share of the objective.
+_LEAST_GAP = 1e-9
+#: Gap of a single program, as a share of the gap that the search allows.
+_SOLVE_GAP_SHARE = 0.05
 
 #: Relaxed programs to solve at most before the next full one.
 _RELAXATIONS_PER_SOLVE = 25
@@ -89,7 +91,11 @@ class Search:
     @property
     def _cutoff_s(self) -> float:
         """An objective must be below this to be of interest."""
-        return self._best_objective_s * (1 - SEARCH_TOLERANCE)
+        return self._best_objective_s * (1 - max(self._space.options.effective_optimality_gap, _LEAST_GAP))
+
+    @property
+    def _solve_gap(self) -> float:
+        return max(self._space.options.effective_optimality_gap * _SOLVE_GAP_SHARE, _LEAST_GAP)
 
     @property
     def _is_late(self) -> bool:
@@ -127,7 +133,8 @@ class Search:
         problem = self._space.problem(candidates[number])
         time_limit_s = min(_SOLVE_LIMIT_S, max(self._deadline - time.monotonic(), 0.0))
         model = self._model(problem, is_relaxed=False)
-        solution = model.solve(problem, time_limit_s=time_limit_s, cutoff_s=self._cutoff_s)
+        limits = {"time_limit_s": time_limit_s, "cutoff_s": self._cutoff_s, "relative_gap": self._solve_gap}
+        solution = model.solve(problem, **limits)
         self._closed_bound_s = min(self._closed_bound_s, max(bound_s, solution.bound_s))
         if solution.assignment is None:
             self._is_any_undecided |= solution.bound_s < self._cutoff_s

@@ -132,7 +132,7 @@ def _check_sensitivities(sensitivities: tuple[LayerSensitivity, ...], num_layers
 
 def _check_options(options: PlanOptions, num_devices: int, num_layers: int) -> None:
     field = "problem.options"
-    for name in ("quality_weight", "quality_budget", "time_limit_s"):
+    for name in ("quality_weight", "quality_budget", "time_limit_s", "optimality_gap"):
         _not_negative(getattr(options, name) or 0.0, f"{field}.{name}")
     _check_schemes(options.allowed_schemes, f"{field}.allowed_schemes")
     _check_layer_schemes(options, num_layers)

@@ -421,6 +421,7 @@ class PlanOptions(_message.Message):
     ROUNDING_FIELD_NUMBER: _builtins.int
     INDICATOR_FIELD_NUMBER: _builtins.int
     LAYER_SCHEMES_FIELD_NUMBER: _builtins.int
+    OPTIMALITY_GAP_FIELD_NUMBER: _builtins.int
     quality_weight: _builtins.float
     """Weight theta in seconds per unit of omega: the objective is time + theta * sum(omega)."""
     quality_budget: _builtins.float
@@ -443,6 +444,10 @@ class PlanOptions(_message.Message):
     """How the cost of quantizing a layer is rated: "variance" (the paper's), "hessian" (error of the layer's outputs on the
     calibration samples), "loss" (measured loss of the model with that layer alone quantized; slow), or "random" (to
     compare with). Unset means "variance".
+    """
+    optimality_gap: _builtins.float
+    """The search ends once its plan is proven to be within this share of the best objective there is. Unset means 0.002,
+    far below what predictions are good to; 0 looks for the very best.
     """
     @_builtins.property
     def allowed_schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -474,17 +479,22 @@ class PlanOptions(_message.Message):
         rounding: Global___Rounding | None = ...,
         indicator: _builtins.str = ...,
         layer_schemes: _abc.Iterable[_builtins.str] | None = ...,
+        optimality_gap: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "group_size", b"group_size", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_optimality_gap", b"_optimality_gap", "group_size", b"group_size", "optimality_gap", b"optimality_gap", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "allowed_schemes", b"allowed_schemes", "decode_micro_batch", b"decode_micro_batch", "group_size", b"group_size", "indicator", b"indicator", "layer_schemes", b"layer_schemes", "num_lanes", b"num_lanes", "prefill_micro_batch", b"prefill_micro_batch", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding", "strategy", b"strategy", "time_limit_s", b"time_limit_s", "use_all_devices", b"use_all_devices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_optimality_gap", b"_optimality_gap", "allowed_schemes", b"allowed_schemes", "decode_micro_batch", b"decode_micro_batch", "group_size", b"group_size", "indicator", b"indicator", "layer_schemes", b"layer_schemes", "num_lanes", b"num_lanes", "optimality_gap", b"optimality_gap", "prefill_micro_batch", b"prefill_micro_batch", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding", "strategy", b"strategy", "time_limit_s", b"time_limit_s", "use_all_devices", b"use_all_devices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__group_size: _TypeAlias = _typing.Literal["group_size"]  # noqa: Y015
     _WhichOneofArgType__group_size: _TypeAlias = _typing.Literal["_group_size", b"_group_size"]  # noqa: Y015
+    _WhichOneofReturnType__optimality_gap: _TypeAlias = _typing.Literal["optimality_gap"]  # noqa: Y015
+    _WhichOneofArgType__optimality_gap: _TypeAlias = _typing.Literal["_optimality_gap", b"_optimality_gap"]  # noqa: Y015
     _WhichOneofReturnType_quality: _TypeAlias = _typing.Literal["quality_weight", "quality_budget"]  # noqa: Y015
     _WhichOneofArgType_quality: _TypeAlias = _typing.Literal["quality", b"quality"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__group_size) -> _WhichOneofReturnType__group_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__optimality_gap) -> _WhichOneofReturnType__optimality_gap | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_quality) -> _WhichOneofReturnType_quality | None: ...
 

@@ -6,10 +6,19 @@ import pytest
 
 from llmpq.device import DeviceProfile
 from llmpq.errors import DoesNotFitError, InvalidInputError, PreconditionError
-from llmpq.plan import STRATEGIES, LayerPrecision, LayerSensitivity, LengthBucket, Plan, PlanningProblem, PlanOptions
+from llmpq.plan import (
+    DEFAULT_OPTIMALITY_GAP,
+    STRATEGIES,
+    LayerPrecision,
+    LayerSensitivity,
+    LengthBucket,
+    Plan,
+    PlanningProblem,
+    PlanOptions,
+)
 from llmpq.schemes import SCHEMES
 from planner_svc.planner import Planner
-from planner_svc.search import SEARCH_TOLERANCE, Progress
+from planner_svc.search import Progress
 from planner_svc.space import DEFAULT_THETA_SHARE
 from tests.planner_svc.devices import SMOLLM2, TINY, affine_law, device
 
@@ -275,7 +284,7 @@ def test_time_limit_keeps_the_incumbent(time_limit_s: float) -> None:
     best = PLANNER.create(problem)
     assert sum(layers_of(plan).values()) == SMOLLM2.num_layers
     assert 1 - best.estimate.total_s / plan.estimate.total_s - 1e-9 <= plan.estimate.gap <= 1
-    assert best.estimate.gap <= SEARCH_TOLERANCE * (1 + 1e-9)
+    assert best.estimate.gap <= DEFAULT_OPTIMALITY_GAP * (1 + 1e-9)
 
 
 def test_memory_infeasible_names_device_and_bytes() -> None:

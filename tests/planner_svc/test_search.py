@@ -6,10 +6,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from llmpq.plan import LengthBucket, PlanningProblem
+from llmpq.plan import DEFAULT_OPTIMALITY_GAP, LengthBucket, PlanningProblem
 from planner_svc.cost import CostModel
 from planner_svc.milp import AssignmentModel
-from planner_svc.search import SEARCH_TOLERANCE, Search
+from planner_svc.search import Search
 from planner_svc.space import MAX_CANDIDATES, SearchSpace
 from tests.planner_svc.devices import affine_law, device
 
@@ -43,7 +43,7 @@ def test_pruning_loses_nothing(problem: PlanningProblem) -> None:
             objectives.append(space.objective_s(space.plan(candidate, solution.assignment, "")))
     assert 0 < len(objectives) < len(space.candidates)
     found = Search(space, None, NO_DEADLINE, lambda _: None).run()
-    assert space.objective_s(found) <= min(objectives) * (1 + SEARCH_TOLERANCE)
+    assert space.objective_s(found) <= min(objectives) * (1 + DEFAULT_OPTIMALITY_GAP)
     assert space.objective_s(found) * (1 - found.estimate.gap) <= min(objectives) * (1 + 1e-6)
 
 
