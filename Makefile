@@ -46,7 +46,7 @@ install: $(INSTALLED) ## Make .venv with everything in it
 
 model: $(MODEL) ## Fetch SmolLM2-135M-Instruct into build/models
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml hatch_build.py $(wildcard quantizer/native/*.h quantizer/native/*.cpp quantizer/native/build.py)
 	$(call say,installing llmpq and its tools into $(VENV) (some minutes the first time))
 	@[ -x $(PY) ] || { \
 		for candidate in $(PYTHON) python3.11 python3.12 python3.13 python3; do \

@@ -16,7 +16,7 @@ class Scheme:
         name: As users write it.
         weight_bits: Bits of a stored weight.
         is_grouped: Whether scales belong to groups of input channels rather than to whole output channels.
-        has_int8_activations: Whether activations are rounded to int8, per token, for an integer GEMM.
+        has_int8_activations: Whether activations are rounded to int8 for an integer product, on every device.
     """
 
     name: str
@@ -27,21 +27,24 @@ class Scheme:
     def weight_bytes(self, out_features: int, in_features: int, group_size: int) -> int:
         """Bytes of a stored (out_features, in_features) matrix with all its metadata.
 
-        w16 has none; w8 and w8a8 a float32 scale per output channel; w4 and w3 a float16 scale and a one-byte
-        zero point per group, and rows padded to whole bytes (w4: 2 weights in 1, w3: 8 weights in 3). w8a8 is what
-        integer GEMMs want at most: both sides filled up to multiples of 64, and an int32 sum per output channel.
+        w16 has none; w8 and w8a8 a float32 scale per output channel; w4 and w3 a float16 scale and a one-byte zero
+        point per group. Sides are counted as filled up to what kernels want at most: 16 outputs and 16 (w8) or 32 (w4,
+        w3) inputs, and for w8a8, as oneDNN has it, 64 and 64 with an int32 sum per output channel.
         """
         if self.name == "w16":
             return out_features * in_features * 2
         if self.has_int8_activations:
-            padded_out, padded_in = (-(-size // 64) * 64 for size in (out_features, in_features))
-            return padded_out * (padded_in + 4) + out_features * 4
+            padded_out = _filled_up(out_features, 64)
+            return padded_out * (_filled_up(in_features, 64) + 4 + 4)
         if not self.is_grouped:
-            return out_features * (in_features + 4)
-        num_groups = -(-in_features // (group_size or in_features))
-        weights_per_unit, unit_bytes = (2, 1) if self.name == "w4" else (8, 3)
-        row_bytes = -(-in_features // weights_per_unit) * unit_bytes
-        return out_features * (row_bytes + num_groups * 3)
+            return _filled_up(out_features, 16) * _filled_up(in_features, 16) + out_features * 4
+        padded_out, padded_in = _filled_up(out_features, 16), _filled_up(in_features, 32)
+        num_groups = -(-padded_in // (group_size or padded_in))
+        return padded_out * (padded_in * self.weight_bits // 8 + num_groups * 3)
+
+
+def _filled_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
 #: All precisions by name, from the most to the least exact.

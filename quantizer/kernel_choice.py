@@ -4,28 +4,33 @@ A choice is made for a device, a kind of weight and a shape, once per host: it i
 the first process that builds such a layer spends the time.
 """
 
+import os
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from quantizer.choice_cache import recall, remember
+from quantizer.native.build import library_path
+from quantizer.native.library import kernels
 
 #: A way to multiply: maps x (rows, in) to (rows, out).
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
-#: Numbers of rows that are measured. What is found for one holds down to the one before, and the last for all above.
+#: Numbers of rows that a path can be chosen for: up to each one, and more than the one before. More are like the last.
 ROW_BUCKETS = tuple(2**exponent for exponent in range(10))
 
-#: A path that has been the fastest and is now slower than the fastest by this factor will not come back: what serves
-#: few rows better loses more the more rows there are. Saves measuring where it takes long.
-_BEATEN = 1.5
-#: A path is run so often, or until so many seconds are spent on it; the shortest run counts, being the least disturbed.
-_MAX_RUNS, _ENOUGH_S = 5, 0.005
+#: A path is run so often, or for so many seconds; the shortest run counts, being the least disturbed.
+_MAX_RUNS, _ENOUGH_S = 7, 0.01
+#: Multiplications beyond which a number of rows is not tried, but taken to be like the most that are: they take long.
+_MAX_PRODUCTS = {"cpu": 2**32, "cuda": 2**40}
+#: Measuring all paths of a layer ends after so many seconds, however few numbers of rows have been tried: a host that
+#: is busy with other things must not take minutes to load.
+_MAX_CHOICE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -68,34 +73,49 @@ def choose(
     if remembered is not None and len(remembered) == len(ROW_BUCKETS) and set(remembered) <= set(names):
         return Choice(remembered)
 
-    def seconds(rows: int, names: Sequence[str]) -> dict[str, float]:
-        x = torch.randn(rows, shape[1], device=device).to(dtype)
-        return {name: _shortest_run(paths[name], x) for name in names}
+    deadline = time.monotonic() + _MAX_CHOICE_S
 
-    choice = find_fastest(names, seconds)
+    def measure(num_rows: int) -> Mapping[str, float]:
+        return _shortest_runs(paths, torch.randn(num_rows, shape[1], device=device).to(dtype))
+
+    max_rows = _MAX_PRODUCTS[device.type] // (shape[0] * shape[1])
+    choice = find_fastest(measure, max_rows, lambda: time.monotonic() < deadline)
     remember(key, choice.fastest)
     return choice
 
 
-def find_fastest(names: Sequence[str], seconds: Callable[[int, Sequence[str]], Mapping[str, float]]) -> Choice:
-    """Finds the fastest path for each of `ROW_BUCKETS`, leaving out those that few rows have shown to be beaten.
+def find_fastest(measure: Callable[[int], Mapping[str, float]], max_rows: int, has_time: Callable[[], bool]) -> Choice:
+    """Finds the fastest path for each of `ROW_BUCKETS`, trying only as many as tell where one gives way to another.
+
+    What is fastest at two numbers of rows is so at all numbers between.
 
     Args:
-        names: Of the paths.
-        seconds: Measures some of the paths at a number of rows.
+        measure: Seconds of each path at a number of rows.
+        max_rows: More are not tried, but one row is.
+        has_time: Whether to go on refining; one row and the most rows are always tried.
     """
-    candidates = list(names)
-    fastest: list[str] = []
-    for rows in ROW_BUCKETS:
-        if len(candidates) > 1:
-            measured = seconds(rows, candidates)
-            best = min(candidates, key=measured.__getitem__)
-            candidates = [
-                name for name in candidates if name not in fastest or measured[name] <= _BEATEN * measured[best]
-            ]
-            fastest.append(best)
-        else:
-            fastest.append(candidates[0])
+    fastest = [""] * len(ROW_BUCKETS)
+
+    def try_bucket(bucket: int) -> None:
+        seconds = measure(ROW_BUCKETS[bucket])
+        fastest[bucket] = min(seconds, key=seconds.__getitem__)
+
+    def fill_between(low: int, high: int) -> None:
+        if high - low < 2:  # noqa: PLR2004 nothing is between
+            return
+        if fastest[low] == fastest[high] or not has_time():
+            fastest[low + 1 : high] = [fastest[low]] * (high - low - 1)
+            return
+        middle = (low + high) // 2
+        try_bucket(middle)
+        fill_between(low, middle)
+        fill_between(middle, high)
+
+    last = max((bucket for bucket, rows in enumerate(ROW_BUCKETS) if rows <= max_rows), default=0)
+    try_bucket(0)
+    try_bucket(last)
+    fill_between(0, last)
+    fastest[last + 1 :] = [fastest[last]] * (len(fastest) - last - 1)
     return Choice(tuple(fastest))
 
 
@@ -104,7 +124,15 @@ def device_identity(device: torch.device) -> str:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, compute capability {properties.major}.{properties.minor}"
-    return f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    native = kernels()
+    facts = (
+        cpu_name(),
+        f"torch for {torch.backends.cpu.get_cpu_capability()}",
+        f"oneDNN up to {os.environ.get('ONEDNN_MAX_CPU_ISA', 'all')}",
+        f"{library_path().stem} for {native.instruction_set}" if native is not None else "no native kernels",
+        f"{torch.get_num_threads()} threads",
+    )
+    return ", ".join(facts)
 
 
 def cpu_name() -> str:
@@ -117,13 +145,15 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _shortest_run(forward: Forward, x: torch.Tensor) -> float:
-    """Seconds of the shortest of several runs; the first, which may compile or warm up, does not count."""
-    _timed(forward, x)
-    runs: list[float] = []
-    while len(runs) < _MAX_RUNS and sum(runs) < _ENOUGH_S:
-        runs.append(_timed(forward, x))
-    return min(runs)
+def _shortest_runs(paths: Mapping[str, Forward], x: torch.Tensor) -> Mapping[str, float]:
+    """Seconds of each path's shortest run. They take turns, so that what disturbs them disturbs all."""
+    if x.device.type != "cpu":  # the first run compiles
+        for path in paths.values():
+            path(x)
+    rounds: list[list[float]] = []
+    while len(rounds) < _MAX_RUNS and sum(map(sum, rounds)) < _ENOUGH_S * len(paths):
+        rounds.append([_timed(path, x) for path in paths.values()])
+    return dict(zip(paths, map(min, zip(*rounds, strict=True)), strict=True))
 
 
 def _timed(forward: Forward, x: torch.Tensor) -> float:

@@ -6,9 +6,11 @@
 import torch
 
 from llmpq.errors import InvalidInputError
-from llmpq.schemes import SCHEMES
+from llmpq.schemes import GROUP_SIZES, SCHEMES
 from quantizer.dynamic_int8 import DynamicInt8Linear, SimulatedInt8Linear
 from quantizer.multi_path import MultiPathLinear
+from quantizer.native.library import kernels
+from quantizer.native_linear import NativeLinear
 from quantizer.quantized_linear import QuantizedLinear
 from quantizer.rounded import GroupRounded, RoundedWeight, RowRounded, SixteenBits
 from quantizer.weight_only import Int8Linear, PackedLinear, SixteenBitLinear
@@ -54,15 +56,16 @@ def build_linear(
 
 
 def _layer_of(weight: RoundedWeight, bias: torch.Tensor | None, scheme: str, device: torch.device) -> QuantizedLinear:
-    match weight:
-        case SixteenBits():
-            return SixteenBitLinear(weight.weight, bias)
-        case GroupRounded():
-            return PackedLinear(weight, bias)
-        case RowRounded() if not SCHEMES[scheme].has_int8_activations:
-            return Int8Linear(weight, bias)
-        case RowRounded():
-            return (DynamicInt8Linear if device.type == "cpu" else SimulatedInt8Linear)(weight, bias)
+    if isinstance(weight, SixteenBits):
+        return SixteenBitLinear(weight.weight, bias)
+    if isinstance(weight, RowRounded) and not SCHEMES[scheme].has_int8_activations:
+        return Int8Linear(weight, bias)
+    native = kernels() if device.type == "cpu" else None
+    if native is not None and (isinstance(weight, RowRounded) or weight.group_size in GROUP_SIZES):
+        return NativeLinear(weight, bias, native)
+    if isinstance(weight, GroupRounded):
+        return PackedLinear(weight, bias)
+    return (DynamicInt8Linear if device.type == "cpu" else SimulatedInt8Linear)(weight, bias)
 
 
 def _device_of(weight: RoundedWeight) -> torch.device:

@@ -1,25 +1,29 @@
 """Linear layers that store fewer bits than they compute in: w16, w8, w4 and w3.
 
-They share one `forward`, which expands the weight on the way. A kernel that reads the stored form itself overrides it
-in the class of its scheme.
+They can all expand the weight on the way to a product of torch. Where a weight is better read in its stored form, there
+is a further path.
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from functools import partial
 
 import torch
 
 from quantizer.gemm import expanding_linear, linear
+from quantizer.kernel_choice import Forward
+from quantizer.multi_path import MultiPathLinear
+from quantizer.native.library import Kernels, kernels
 from quantizer.packing import pack, unpack
-from quantizer.quantized_linear import QuantizedLinear
 from quantizer.rounded import GroupRounded, RowRounded, dequantize_groups_
 
 
-class ExpandingLinear(QuantizedLinear):
-    """A linear whose weight is expanded to the type of its input on the way to the product."""
+class ExpandingLinear(MultiPathLinear):
+    """A linear whose weight can be expanded to the type of its input on the way to the product."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps x (rows, in) to (rows, out)."""
-        return expanding_linear(x, self.out_features, self.expand, self.bias)
+    def paths(self) -> Mapping[str, Forward]:
+        """`expanded` expands a block of the weight at a time and multiplies by torch's product."""
+        return {"expanded": self._expanded}
 
     def dequantized(self) -> torch.Tensor:
         """The weight that is stood for, (out, in) float32."""
@@ -29,8 +33,46 @@ class ExpandingLinear(QuantizedLinear):
     def expand(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
         """Output rows `rows` of the weight, (rows, in), in `dtype`."""
 
+    def _expanded(self, x: torch.Tensor) -> torch.Tensor:
+        return expanding_linear(x, self.out_features, self.expand, self.bias)
 
-class SixteenBitLinear(ExpandingLinear):
+
+class ConvertingLinear(ExpandingLinear):
+    """A linear whose stored numbers a native kernel converts in registers, where there is one: best at few rows.
+
+    Args:
+        stored: (out, in), as the kernel reads it.
+        scales: (out,) float32, if those numbers stand for multiples of them, else None.
+        bias: As in `QuantizedLinear`.
+    """
+
+    def __init__(self, stored: torch.Tensor, scales: torch.Tensor | None, bias: torch.Tensor | None) -> None:
+        super().__init__(stored.shape, bias, f"{stored.dtype}")
+        self._stored = stored
+        self._scales = scales
+        self._kernels = kernels() if stored.device.type == "cpu" and stored.is_contiguous() else None
+
+    def paths(self) -> Mapping[str, Forward]:
+        """`fused` converts in registers; else as `ExpandingLinear`."""
+        paths = super().paths()
+        return paths if self._kernels is None else {"fused": partial(self._fused, self._kernels), **paths}
+
+    def expand(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+        """Output rows `rows` of the weight, (rows, in), in `dtype`."""
+        expanded = self._stored[rows].to(dtype)
+        return expanded.mul_(self._scales[rows, None].to(dtype)) if self._scales is not None else expanded
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the stored numbers and of the scales."""
+        return self._stored.nbytes + (self._scales.nbytes if self._scales is not None else 0)
+
+    def _fused(self, kernels: Kernels, x: torch.Tensor) -> torch.Tensor:
+        bias = self.bias.float() if self.bias is not None else None
+        return kernels.multiply_floats(x.float(), self._stored, self._scales, bias).to(x.dtype)
+
+
+class SixteenBitLinear(ConvertingLinear):
     """w16: fp16 or bf16, used as it is where that is the type computed in.
 
     Args:
@@ -39,24 +81,13 @@ class SixteenBitLinear(ExpandingLinear):
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        super().__init__(weight.shape, bias)
-        self.weight = weight
+        super().__init__(weight, None, bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps x (rows, in) to (rows, out)."""
-        return linear(x, self.weight, self.bias) if x.dtype == self.weight.dtype else super().forward(x)
-
-    def expand(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
-        """Output rows `rows` of the weight, (rows, in), in `dtype`."""
-        return self.weight[rows].to(dtype)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the stored weight."""
-        return self.weight.nbytes
+    def _expanded(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self._stored, self.bias) if x.dtype == self._stored.dtype else super()._expanded(x)
 
 
-class Int8Linear(ExpandingLinear):
+class Int8Linear(ConvertingLinear):
     """w8: symmetric int8 per output channel.
 
     Args:
@@ -65,17 +96,7 @@ class Int8Linear(ExpandingLinear):
     """
 
     def __init__(self, rounded: RowRounded, bias: torch.Tensor | None) -> None:
-        super().__init__(rounded.codes.shape, bias)
-        self._rounded = rounded
-
-    def expand(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
-        """Output rows `rows` of the weight, (rows, in), in `dtype`."""
-        return self._rounded.codes[rows].to(dtype).mul_(self._rounded.scales[rows, None].to(dtype))
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of codes and scales."""
-        return self._rounded.codes.nbytes + self._rounded.scales.nbytes
+        super().__init__(rounded.codes, rounded.scales, bias)
 
 
 class PackedLinear(ExpandingLinear):
@@ -87,7 +108,7 @@ class PackedLinear(ExpandingLinear):
     """
 
     def __init__(self, rounded: GroupRounded, bias: torch.Tensor | None) -> None:
-        super().__init__(rounded.codes.shape, bias)
+        super().__init__(rounded.shape, bias, f"{rounded.bits} bits, group size {rounded.group_size}")
         self._packed = pack(rounded.codes, rounded.bits)
         self._scales = rounded.scales
         self._zeros = rounded.zeros

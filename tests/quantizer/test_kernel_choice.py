@@ -1,7 +1,7 @@
 """Which path multiplies how many rows."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -50,34 +50,52 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "kernels"
 
 
-def _linear_times(rows: int, names: Sequence[str]) -> Mapping[str, float]:
-    """Path `few` takes as long as it has rows, `many` always as long as 12 rows."""
-    return {name: {"few": float(rows), "many": 12.0}[name] for name in names}
+class _Stopwatch:
+    """Pretends that path `few` takes as long as it has rows, and `many` always as long as so many rows."""
+
+    def __init__(self, many: float) -> None:
+        self.many = many
+        self.asked: list[int] = []
+
+    def __call__(self, num_rows: int) -> Mapping[str, float]:
+        self.asked.append(num_rows)
+        return {"few": float(num_rows), "many": self.many}
 
 
-def test_each_number_of_rows_gets_its_fastest_path() -> None:
+@pytest.mark.parametrize(("many", "last_few"), [(0.5, 0), (1.5, 1), (12.0, 8), (100.0, 64), (511.0, 256), (1e4, 512)])
+def test_each_number_of_rows_gets_its_fastest_path(many: float, last_few: int) -> None:
     """A choice holds for all numbers of rows up to the measured one, and the last one for any above."""
-    choice = find_fastest(("many", "few"), _linear_times)
-    assert [choice.path(rows) for rows in (0, 1, 8, 9, 16, 512, 5000)] == ["few"] * 3 + ["many"] * 4
+    choice = find_fastest(_Stopwatch(many), max_rows=512, has_time=lambda: True)
+    for rows in (1, 2, 3, 8, 9, 64, 65, 256, 257, 512, 5000):
+        assert choice.path(rows) == ("few" if rows <= last_few or last_few == 512 else "many"), rows
+    assert choice.path(0) == choice.path(1)
 
 
-def test_beaten_paths_are_not_measured_any_more() -> None:
-    """A path that was the fastest and has fallen far behind is left out; then nothing is left to measure."""
-    asked: list[int] = []
-
-    def seconds(rows: int, names: Sequence[str]) -> Mapping[str, float]:
-        asked.append(rows)
-        return _linear_times(rows, names)
-
-    find_fastest(("few", "many"), seconds)
-    assert asked == [1, 2, 4, 8, 16, 32]
+def test_no_more_is_measured_than_tells() -> None:
+    """Where one path is the fastest at one row and at many, nothing between is tried; else the way is halved."""
+    never, once = _Stopwatch(1e4), _Stopwatch(12.0)
+    find_fastest(never, max_rows=512, has_time=lambda: True)
+    find_fastest(once, max_rows=512, has_time=lambda: True)
+    assert never.asked == [1, 512]
+    assert once.asked == [1, 512, 16, 4, 8]
 
 
-def test_paths_that_were_never_fastest_stay() -> None:
-    """However slow a path is at few rows, it is still measured at many."""
-    choice = find_fastest(("few", "many"), lambda rows, _names: {"few": 1.0, "many": 1000.0 / rows**2})
-    assert choice.path(1) == "few"
-    assert choice.path(512) == "many"
+def test_what_takes_too_long_is_not_measured() -> None:
+    """Numbers of rows above the limit are taken to be like those below; one row is always tried."""
+    stopwatch, tight = _Stopwatch(12.0), _Stopwatch(0.5)
+    choice = find_fastest(stopwatch, max_rows=100, has_time=lambda: True)
+    assert max(stopwatch.asked) == 64
+    assert [choice.path(rows) for rows in (8, 16, 512)] == ["few", "many", "many"]
+    assert find_fastest(tight, max_rows=0, has_time=lambda: True).path(512) == "many"
+    assert set(tight.asked) == {1}
+
+
+def test_a_busy_host_tries_only_the_ends() -> None:
+    """When time is up, what was found for fewer rows holds until the next that was tried."""
+    stopwatch = _Stopwatch(12.0)
+    choice = find_fastest(stopwatch, max_rows=512, has_time=lambda: False)
+    assert stopwatch.asked == [1, 512]
+    assert [choice.path(rows) for rows in (1, 256, 512)] == ["few", "few", "many"]
 
 
 def test_one_path_is_not_measured() -> None:

@@ -1,14 +1,20 @@
 """Linear layers of every scheme."""
 
+from collections.abc import Iterable
+
 import pytest
 import torch
+from integer_products import integer_product, round_activations
 
 from llmpq.errors import InvalidInputError
 from llmpq.plan import LayerPrecision
 from llmpq.schemes import GROUP_SIZES, SCHEMES
-from quantizer.dynamic_int8 import SimulatedInt8Linear
+from quantizer.dynamic_int8 import DynamicInt8Linear, SimulatedInt8Linear
+from quantizer.kernel_choice import Forward
 from quantizer.linear import QuantizedLinear, build_linear, supported_schemes
 from quantizer.methods import round_weight
+from quantizer.multi_path import MultiPathLinear
+from quantizer.native.library import kernels
 from quantizer.rounding import round_rows
 
 CPU = torch.device("cpu")
@@ -20,17 +26,23 @@ def _quantize(weight: torch.Tensor, bias: torch.Tensor | None, scheme: str, grou
     return build_linear(round_weight(weight, precision), bias, precision.scheme, compute_dtype=torch.float32)
 
 
-def _integer_reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """w8a8 in exact integers: per-token times per-channel scale times the int64 sum."""
-    token_scales = x.abs().amax(dim=1, keepdim=True) / 127
-    channel_scales = weight.abs().amax(dim=1, keepdim=True) / 127
-    sums = (x / token_scales).round().long() @ (weight / channel_scales).round().long().T
-    products = sums.double() * token_scales.double() * channel_scales.double().T
-    return products + bias.double() if bias is not None else products
-
-
 def _relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@pytest.fixture(params=["native", "torch"])
+def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether there are native kernels; as if there were none, too, for hosts where they cannot be built."""
+    if request.param == "torch":
+        monkeypatch.setattr("quantizer.linear.kernels", lambda: None)
+        monkeypatch.setattr("quantizer.weight_only.kernels", lambda: None)
+    elif kernels() is None:
+        pytest.skip("the native library is not built on this host")
+    return request.param == "native"
+
+
+def _all_paths(linear: QuantizedLinear) -> Iterable[Forward]:
+    return linear.paths().values() if isinstance(linear, MultiPathLinear) else (linear.forward,)
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
@@ -38,34 +50,39 @@ def _relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("scheme", ["w16", "w8", "w4", "w3"])
 def test_weight_only_forward_is_the_product_with_the_dequantized_weight(
-    *, scheme: str, group_size: int, shape: tuple[int, int], has_bias: bool
+    *, scheme: str, group_size: int, shape: tuple[int, int], has_bias: bool, native: bool
 ) -> None:
-    """A weight-only scheme computes x @ dequantized.T + bias."""
+    """By every path, w16 and w8 are x @ dequantized.T + bias; w4 and w3 too, but natively of rounded activations."""
     bias = torch.randn(shape[0]) if has_bias else None
     linear = _quantize(torch.randn(shape), bias, scheme, group_size)
+    is_rounded = native and scheme in {"w4", "w3"}
     for num_rows in (0, 1, 7):
         x = torch.randn(num_rows, shape[1])
-        expected = x @ linear.dequantized().T + (bias if bias is not None else 0)
-        assert torch.allclose(linear.forward(x), expected, rtol=1e-5, atol=2e-4)
+        activations = round_activations(x, group_size or 64) if is_rounded else x.double()
+        expected = activations @ linear.dequantized().double().T + (bias.double() if bias is not None else 0)
+        for path in _all_paths(linear):
+            assert torch.allclose(path(x).double(), expected, rtol=1e-5, atol=2e-4)
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_w8a8_forward_is_the_integer_reference(*, shape: tuple[int, int], has_bias: bool) -> None:
-    """w8a8 rounds tokens and channels to int8, sums in integers, and multiplies by both scales."""
+def test_w8a8_forward_is_the_integer_reference(*, shape: tuple[int, int], has_bias: bool, native: bool) -> None:
+    """w8a8 sums products of int8 in integers; activations share a scale by token, natively by token and 64 inputs."""
     weight, bias = torch.randn(shape), torch.randn(shape[0]) if has_bias else None
     x = torch.randn(9, shape[1])
     linear = _quantize(weight, bias, "w8a8")
-    assert _relative_error(linear.forward(x), _integer_reference(x, weight, bias)) < 1e-5
+    expected = integer_product(x, linear.dequantized(), bias, 64 if native else shape[1])
+    assert _relative_error(linear.forward(x), expected) < 1e-5
 
 
 def test_simulated_w8a8_agrees_with_the_integer_product() -> None:
     """Where there is no integer product, floating point comes to the same numbers."""
     weight, bias, x = torch.randn(64, 96), torch.randn(64), torch.randn(5, 96)
-    simulated = SimulatedInt8Linear(round_rows(weight), bias)
-    assert _relative_error(simulated.forward(x), _quantize(weight, bias, "w8a8").forward(x)) < 1e-5
+    simulated, exact = (kind(round_rows(weight), bias) for kind in (SimulatedInt8Linear, DynamicInt8Linear))
+    assert _relative_error(simulated.forward(x), exact.forward(x)) < 1e-5
 
 
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_token_does_not_depend_on_its_neighbours(scheme: str) -> None:
     """Each row's result is its own: no scale reaches across tokens."""
@@ -76,6 +93,7 @@ def test_a_token_does_not_depend_on_its_neighbours(scheme: str) -> None:
         assert (together - alone).norm() <= 1e-5 * alone.norm()
 
 
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_memory_layout_does_not_matter(scheme: str) -> None:
     """Transposed weights and strided inputs give what contiguous ones give."""
@@ -86,6 +104,7 @@ def test_memory_layout_does_not_matter(scheme: str) -> None:
         assert torch.allclose(linear.forward(strided), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_stacking_along_outputs_changes_nothing(scheme: str) -> None:
     """Matrices stacked along the output axis give their outputs side by side."""
@@ -95,21 +114,30 @@ def test_stacking_along_outputs_changes_nothing(scheme: str) -> None:
     assert torch.allclose(stacked.forward(x), apart, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_memory_is_what_the_scheme_says(scheme: str, group_size: int, shape: tuple[int, int]) -> None:
-    """Weights and metadata take the bytes that planning counts, and the bias 4 a channel.
-
-    w8a8 may take fewer: what is counted is the layout for CPUs with VNNI.
-    """
+def test_memory_is_at_most_what_the_scheme_says(scheme: str, group_size: int, shape: tuple[int, int]) -> None:
+    """Weights and metadata take no more bytes than planning counts, and the bias 4 a channel."""
     linear = _quantize(torch.randn(shape), torch.randn(shape[0]), scheme, group_size)
-    counted = SCHEMES[scheme].weight_bytes(*shape, group_size)
     assert linear.memory_bytes == linear.weight_bytes + 4 * shape[0]
-    if scheme == "w8a8":
-        assert shape[0] * (shape[1] + 4) <= linear.weight_bytes <= counted
+    assert linear.weight_bytes <= SCHEMES[scheme].weight_bytes(*shape, group_size)
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize(
+    ("scheme", "bits"),
+    [("w16", 16), ("w8", 8 + 32 / 576), ("w8a8", 8 + 32 / 576), ("w4", 4 + 24 / 64), ("w3", 3 + 24 / 64)],
+)
+def test_weights_are_as_dense_as_they_are_called(scheme: str, bits: float) -> None:
+    """A matrix of SmolLM2 takes the bits of its codes and of its groups' metadata, and planning counts just these."""
+    shape = (960, 576)
+    linear = _quantize(torch.randn(shape), None, scheme)
+    if scheme == "w8a8":  # oneDNN keeps a sum per output channel
+        assert linear.weight_bytes <= SCHEMES[scheme].weight_bytes(*shape, 64) <= shape[0] * (shape[1] + 8)
     else:
-        assert linear.weight_bytes == counted
+        assert linear.weight_bytes == SCHEMES[scheme].weight_bytes(*shape, 64) == shape[0] * shape[1] * bits / 8
 
 
 @pytest.mark.parametrize("group_size", [0, 64])
