@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import structlog
 
+from coordinator.calibration import calibration_samples
 from coordinator.cluster import Cluster, Member
 from coordinator.deployment import deployed
 from coordinator.ledger import Ledger
+from coordinator.openai_requests import first_model_of
 from coordinator.pipeline import Pipeline
 from coordinator.planning import Planning, Work, workload_of
 from coordinator.racing import unless
@@ -100,7 +102,8 @@ class BatchRun:
     async def _validate(self, tokenizer: ModelTokenizer) -> None:
         await self._set_state(BatchState.VALIDATING, "Checking and tokenizing the lines.")
         lines = await self._store.unanswered_lines(self._batch_id)
-        validated = await asyncio.to_thread(validate, lines, self._batch.model, tokenizer, self._options)
+        model = self._options.model or first_model_of(text for _, text in lines)
+        validated = await asyncio.to_thread(validate, lines, model, tokenizer, self._options)
         await self._store.add_requests(self._batch_id, validated.requests, validated.errors)
 
     async def _attempt(self, ledger: Ledger, unfinished: Sequence[UnfinishedRequest]) -> None:
@@ -161,7 +164,8 @@ class BatchRun:
             self._store.post_stages(self._batch_id, meter.reports())
 
         await self._set_state(BatchState.LOADING, f"Loading {len(stages)} stages.", plan=plan)
-        async with deployed(plan, stages, self._mesh.router, on_progress) as deployment:
+        samples = await asyncio.to_thread(calibration_samples, plan.model) if plan.rounding.needs_calibration else ()
+        async with deployed(plan, stages, samples, self._mesh.router, on_progress) as deployment:
             await self._set_state(BatchState.RUNNING, f"Generating on {len(stages)} stages.")
             await self._store.set_started(self._batch_id)
             recorder = _Recorder(self._store, self._batch_id, ledger, meter)

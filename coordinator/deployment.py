@@ -12,7 +12,7 @@ from coordinator.results import ResultRouter
 from llmpq.frames import Frame
 from llmpq.plan import Plan
 from llmpq.rpc.data_plane import ForwardStream
-from llmpq.stage_load import LoadProgress, StageLoad
+from llmpq.stage_load import LoadProgress, StageLoad, TokenSequence
 
 #: Takes the number of a stage, and how far its load is.
 OnProgress = Callable[[int, LoadProgress], None]
@@ -37,6 +37,7 @@ class Deployment:
 async def deployed(
     plan: Plan,
     stages: Sequence[Member],
+    samples: Sequence[Sequence[int]],
     router: ResultRouter,
     on_progress: OnProgress,
 ) -> AsyncIterator[Deployment]:
@@ -45,23 +46,27 @@ async def deployed(
     Args:
         plan: The plan.
         stages: The member behind each of its stages.
+        samples: Token ids of calibration sequences, where the plan's rounding needs them.
         router: Gets the results.
-        on_progress: Told of each layer loaded.
+        on_progress: Told how far each stage's load is.
 
     Raises:
         MeshError: As StageService.LoadStage.
     """
     deployment_id = uuid.uuid4().hex
     addresses = [*(stage.address for stage in stages), router.address]
-    loads = stage_loads(plan, deployment_id, addresses)
+    loads = stage_loads(plan, deployment_id, addresses, samples)
     with router.expecting(deployment_id) as results:
         await _load_all(stages, loads, on_progress)
         async with ForwardStream(addresses[0]) as frames:
             yield Deployment(deployment_id, frames, results)
 
 
-def stage_loads(plan: Plan, deployment_id: str, addresses: Sequence[str]) -> list[StageLoad]:
+def stage_loads(
+    plan: Plan, deployment_id: str, addresses: Sequence[str], samples: Sequence[Sequence[int]] = ()
+) -> list[StageLoad]:
     """What each stage of a plan has to load; `addresses` holds those of all stages, then where results go."""
+    calibration = tuple(TokenSequence(tuple(sample)) for sample in samples)
     return [
         StageLoad(
             deployment_id=deployment_id,
@@ -76,6 +81,7 @@ def stage_loads(plan: Plan, deployment_id: str, addresses: Sequence[str]) -> lis
             max_frame_tokens=max(plan.max_prefill_tokens, plan.decode_micro_batch),
             next_address=addresses[number + 1],
             rounding=plan.rounding,
+            samples=calibration,
         )
         for number, stage in enumerate(plan.stages)
     ]

@@ -5,7 +5,7 @@ A parameter that would change the answer and that the mesh cannot honour is an e
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -107,6 +107,11 @@ def model_of(text: str) -> str:
     except LineError:
         return ""
     return _text_in(body, "model") if isinstance(body, dict) else ""
+
+
+def first_model_of(texts: Iterable[str]) -> str:
+    """The first model that one of the lines names; empty if none does."""
+    return next(filter(None, map(model_of, texts)), "")
 
 
 #: Values at which a parameter that we do not have changes nothing.

@@ -18,7 +18,7 @@ from coordinator.status import Report, counting
 from llmpq.batch import PreviewedPlan
 from llmpq.device import DeviceProfile, LatencyPoint
 from llmpq.errors import PreconditionError, UnavailableError
-from llmpq.model import ModelShape, read_shape
+from llmpq.model import ModelShape, pinned, read_shape
 from llmpq.plan import STRATEGIES, LayerSensitivity, LengthBucket, Plan, PlanningProblem, PlanOptions
 from llmpq.schemes import SCHEMES
 
@@ -98,12 +98,14 @@ class Planning:
         schemes = options.allowed_schemes or tuple(scheme for scheme in SCHEMES if scheme in runnable)
         if not schemes:
             raise _no_devices(members, options)
+        model = await asyncio.to_thread(pinned, model)
         return await self._rater.rate(model, schemes, options, members, report)
 
     async def _problem(self, work: Work, members: Sequence[Member], report: Report) -> PlanningProblem:
         usable = {member: schemes for member in members if (schemes := _usable_schemes(member, work.options))}
         if not usable:
             raise _no_devices(members, work.options)
+        work = replace(work, model=await asyncio.to_thread(pinned, work.model))
         shape = await asyncio.to_thread(read_shape, work.model)
         check_layer_schemes(work.options, shape)  # before minutes of measuring
         profiles = await self._reached(work, shape, usable, report)

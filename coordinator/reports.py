@@ -57,6 +57,7 @@ class StageMeter:
             predicted_decode_ms=self._stage.decode_ms,
             measured_decode_ms=self._median_ms(Phase.DECODE),
             busy_ratio=min(self._busy_ns / 1e9 / running_s, 1.0) if running_s else 0.0,
+            activity=self._load.activity,
         )
 
     def _median_ms(self, phase: Phase) -> float:

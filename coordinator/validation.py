@@ -28,7 +28,7 @@ def validate(
 
     Args:
         lines: The lines.
-        model: What the batch runs on. Unless the options name it, no line may name another one.
+        model: The name by which the batch was given its model. Unless the options name it, no line may name another.
         tokenizer: Of that model.
         options: Of the batch.
     """

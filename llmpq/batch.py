@@ -57,6 +57,7 @@ class StageReport:
     measured_decode_ms: float
     busy_ratio: float
     memory: StageMemory | None = None
+    activity: str = ""
 
 
 @dataclass(frozen=True)

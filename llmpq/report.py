@@ -56,6 +56,8 @@ def _stage_report(planned: StagePlan, measured: StageReport) -> dict[str, Any]:
         "device_id": planned.device_id,
         "first_layer": planned.first_layer,
         "layers": len(planned.layers),
+        "layers_loaded": measured.layers_done,
+        "activity": measured.activity,
         "precisions": precision_counts(planned.layers),
         "predicted_memory": _memory(planned.memory),
         "memory": _memory(measured.memory) if measured.memory else None,

@@ -48,3 +48,4 @@ class LoadProgress:
     layers_done: int
     layers_total: int
     memory: StageMemory | None = None
+    activity: str = ""

@@ -1,7 +1,7 @@
 """What the linears of each layer read while calibration samples run through the exact model, a layer at a time."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Generic, Protocol, TypeVar
 
@@ -12,6 +12,7 @@ from quantizer.linear import QuantizedLinear
 from stage_server.decoder_layer import DecoderLayer, LayerLinears
 from stage_server.device import ComputeDevice
 from stage_server.loader import ModelLoader
+from stage_server.read_ahead import ReadAhead
 from stage_server.sample_run import SampleRun, Samples
 from stage_server.source import SourceLayer
 
@@ -43,31 +44,39 @@ def calibrated_layers(
     device: ComputeDevice,
     samples: Samples,
     new_statistics: Callable[[], S],
-    end_layer: int | None = None,
+    wanted: Collection[int] | None = None,
 ) -> Iterator[CalibratedLayer[S]]:
-    """Runs the samples through the exact model, layer by layer from the first on; holds one layer at a time.
+    """Runs the samples through the exact model, layer by layer from the first on, and yields the layers wanted.
 
     Because the inputs are those of the exact model, what is made of a layer depends neither on the stage that it is on
-    nor on the precision of the layers before it.
+    nor on the precision of the layers before it. The device holds one layer; the next one is read meanwhile.
 
     Args:
         loader: Of the model.
         device: Where to compute.
         samples: Calibration sequences.
         new_statistics: Makes the collector of one linear.
-        end_layer: One past the last layer wanted; None is all layers.
+        wanted: Indices of layers; None is all.
 
     Raises:
         InvalidInputError: As SampleRun.
     """
+    wanted = range(loader.spec.num_layers) if wanted is None else wanted
+    indices = range(max(wanted) + 1)
     run = SampleRun(loader, device, samples)
+    loader.source.expect(indices, embedding=True)
     states = run.embedded()
-    for index in range(loader.spec.num_layers if end_layer is None else end_layer):
-        source = loader.source.layer(index)
-        layer = loader.build_layer(source, EXACT)
-        with recorded_inputs(layer, new_statistics) as inputs:
-            states = run.through(layer, states)
-        yield CalibratedLayer(index, source, inputs)
+    with ReadAhead(map(loader.source.layer, indices)) as sources:
+        for source in sources:
+            loader.report(f"Calibrating layer {source.index + 1} of {len(indices)}.")
+            layer = loader.build_layer(source.as_floats(), EXACT)
+            recording: AbstractContextManager[dict[str, S]] = nullcontext({})
+            if source.index in wanted:
+                recording = recorded_inputs(layer, new_statistics)
+            with recording as inputs:
+                states = run.through(layer, states)
+            if source.index in wanted:
+                yield CalibratedLayer(source.index, source, inputs)
 
 
 @contextmanager

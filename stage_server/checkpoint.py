@@ -24,6 +24,9 @@ class Checkpoint(Protocol):
             NotFoundError: There is none of this name.
         """
 
+    def num_rows(self, name: str) -> int:
+        """Length of the first axis of a tensor; raises as `tensor`."""
+
     def rows(self, name: str, first: int, end: int) -> torch.Tensor:
         """Reads rows `first` to `end` of a matrix; raises as `tensor`."""
 

@@ -44,6 +44,11 @@ class GgufCheckpoint:
             return _pairs_to_halves(values, self._heads_of[module])
         return values
 
+    def num_rows(self, name: str) -> int:
+        """See Checkpoint."""
+        self._require(name)
+        return self._file.num_rows(self._gguf_name(name))
+
     def rows(self, name: str, first: int, end: int) -> torch.Tensor:
         """See Checkpoint; not for projections whose rows are in another order here."""
         self._require(name)

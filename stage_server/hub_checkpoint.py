@@ -54,6 +54,11 @@ class HubCheckpoint:
         with self._errors_of(name):
             return self._reader_of(name).tensor(name)
 
+    def num_rows(self, name: str) -> int:
+        """See Checkpoint."""
+        with self._errors_of(name):
+            return self._reader_of(name).entries[name].shape[0]
+
     def rows(self, name: str, first: int, end: int) -> torch.Tensor:
         """See Checkpoint."""
         with self._errors_of(name):

@@ -5,7 +5,7 @@ from llmpq.address import split_address
 from llmpq.device import DeviceDescription
 from llmpq.errors import DoesNotFitError, InvalidInputError
 from llmpq.model import ModelShape
-from llmpq.plan import StageMemory
+from llmpq.plan import ROUNDING_METHODS, StageMemory
 from llmpq.schemes import GROUP_SIZES
 from llmpq.stage_load import StageLoad
 
@@ -18,6 +18,7 @@ def check_load(load: StageLoad, shape: ModelShape) -> None:
     if load.stage >= load.num_stages:
         raise InvalidInputError(f"Stage {load.stage} of {load.num_stages} does not exist.", subject="stage")
     _check_layers(load, shape)
+    _check_rounding(load)
     for field in ("num_slots", "max_sequence_tokens", "max_frame_tokens"):
         if getattr(load, field) < 1:
             raise InvalidInputError(f"{field} must be at least 1.", subject=field)
@@ -40,6 +41,22 @@ def _check_layers(load: StageLoad, shape: ModelShape) -> None:
         )
     for precision in load.layers:
         check_group_size(precision.group_size)
+
+
+def _check_rounding(load: StageLoad) -> None:
+    if load.rounding.effective_method not in ROUNDING_METHODS:
+        raise InvalidInputError(
+            f"Unknown rounding '{load.rounding.method}': there are {', '.join(ROUNDING_METHODS)}.",
+            reason="UNKNOWN_ROUNDING",
+            subject="rounding",
+        )
+    is_rounded = any(precision.scheme != "w16" for precision in load.layers)
+    if load.rounding.needs_calibration and is_rounded and not load.samples:
+        raise InvalidInputError(
+            f"Rounding '{load.rounding.method}' needs calibration samples, and the load has none.",
+            reason="NO_CALIBRATION_DATA",
+            subject="samples",
+        )
 
 
 def check_group_size(group_size: int) -> None:
@@ -93,4 +110,5 @@ def weights_key(load: StageLoad, fingerprint: str) -> tuple[object, ...]:
         load: What is asked for.
         fingerprint: Of the model's files, which may have been replaced under the same name.
     """
-    return load.model, fingerprint, load.first_layer, load.layers, load.rounding, load.is_first, load.is_last
+    samples = load.samples if load.rounding.needs_calibration else ()
+    return load.model, fingerprint, load.first_layer, load.layers, load.rounding, samples, load.is_first, load.is_last

@@ -34,6 +34,10 @@ class SafetensorsCheckpoint:
         """See Checkpoint."""
         return self._reader_of(name).tensor(name)
 
+    def num_rows(self, name: str) -> int:
+        """See Checkpoint."""
+        return self._reader_of(name).entries[name].shape[0]
+
     def rows(self, name: str, first: int, end: int) -> torch.Tensor:
         """See Checkpoint."""
         return self._reader_of(name).rows(name, first, end)

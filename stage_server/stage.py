@@ -1,7 +1,7 @@
 """The state of one stage server: what it holds, and the one thread that computes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +18,6 @@ from llmpq.plan import StageMemory
 from llmpq.rating import RatingProgress, RatingRequest
 from llmpq.schemes import SCHEMES
 from llmpq.stage_load import LoadProgress, StageLoad
-from stage_server.decoder_layer import DecoderLayer
 from stage_server.deployment import Deployment
 from stage_server.device import ComputeDevice
 from stage_server.families import DecoderSpec
@@ -26,12 +25,15 @@ from stage_server.kv_cache import KvCache
 from stage_server.load_check import check_group_size, check_load, expected_memory, require_fit, weights_key
 from stage_server.loader import ModelLoader
 from stage_server.model_slice import ModelSlice
-from stage_server.positions import PositionEncoding
 from stage_server.profiler import LayerProfiler
 from stage_server.sensitivity import rate_layers
+from stage_server.slice_loading import SliceLoad
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
+
+#: After so long, whoever waits for a step of a load is told what is being done.
+_TICK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Stage:
         self.is_loading = False
         self._held: _Held | None = None
         self._opened: tuple[tuple[str, str], ModelLoader] | None = None
+        self._activity = ""
         self._deployed = AsyncExitStack()
         self._changing = asyncio.Lock()
         self._executor = ThreadPoolExecutor(1, "compute", initializer=lambda: torch.set_grad_enabled(False))
@@ -133,7 +136,8 @@ class Stage:
         expected = expected_memory(load, shape, self.device.description)
         require_fit(self.device_id, load, expected)
         await self._end_deployment()
-        key = weights_key(load, ModelFiles.locate(load.model).fingerprint)
+        files = await asyncio.to_thread(ModelFiles.locate, load.model)
+        key = weights_key(load, files.fingerprint)
         if self._held is None or self._held.key != key:
             self._release_weights()
             async for progress in self._load_weights(load, key):
@@ -163,27 +167,27 @@ class Stage:
         yield LoadProgress(len(load.layers), len(load.layers), self.memory)
 
     async def _load_weights(self, load: StageLoad, key: tuple[object, ...]) -> AsyncIterator[LoadProgress]:
+        self._activity = "Opening the model."
         loader = await self._on_thread(self._open, load.model)
-        total = len(load.layers)
-        embedding = await self._on_thread(loader.load_embedding) if load.is_first else None
-        head = await self._on_thread(loader.load_head, embedding) if load.is_last else None
-        layers: list[DecoderLayer] = []
-        async for layer in self._iterate(loader.load_layers(load.first_layer, load.layers, load.rounding)):
-            layers.append(layer)
-            loaded = StageMemory(
-                layer_bytes=sum(done.memory_bytes for done in layers),
-                budget_bytes=self.memory.budget_bytes,
-            )
-            yield LoadProgress(len(layers), total, loaded)
-        encoding = PositionEncoding(loader.spec, self.device.torch_device, self.device.compute_dtype)
-        weights = ModelSlice(tuple(layers), embedding, head, encoding)
-        self._held = _Held(key, loader.spec, weights)
+        slice_load = SliceLoad(loader, self.device, load)
+        progress = LoadProgress(0, len(load.layers))
+        async for step in self._advance(slice_load.steps()):
+            if step is not None:
+                progress, self._activity = step, ""
+            yield replace(progress, activity=self._activity)
+        self._held = _Held(key, loader.spec, slice_load.weights)
+
+    def _report(self, activity: str) -> None:
+        """Takes what is being done, from whichever thread does it."""
+        self._activity = activity
 
     def _open(self, model: str) -> ModelLoader:
         """The loader of a model; kept, because opening a GGUF file again takes seconds."""
         key = (model, ModelFiles.locate(model).fingerprint)
         if self._opened is None or self._opened[0] != key:
-            self._opened = key, ModelLoader(model, self.device.torch_device, self.device.compute_dtype)
+            self._opened = None  # before the next one takes memory
+            loader = ModelLoader(model, self.device.torch_device, self.device.compute_dtype, self._report)
+            self._opened = key, loader
         return self._opened[1]
 
     def _allocate_cache(self, load: StageLoad, decoder: DecoderSpec) -> KvCache:
@@ -241,8 +245,27 @@ class Stage:
 
     async def _iterate(self, items: Iterator[T]) -> AsyncIterator[T]:
         """Advances an iterator on the compute thread, an item at a time."""
-        while True:
-            item = await self._on_thread(next, items, None)
-            if item is None:
-                return
-            yield item
+        async for item in self._advance(items):
+            if item is not None:
+                yield item
+
+    async def _advance(self, items: Iterator[T]) -> AsyncIterator[T | None]:
+        """As `_iterate`, but yields None now and then while an item takes long.
+
+        Generators are closed on the compute thread, also when nobody wants more: theirs are threads and memory.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                advancing = loop.run_in_executor(self._executor, next, items, None)
+                while not advancing.done():
+                    await asyncio.wait({advancing}, timeout=_TICK_S)
+                    if not advancing.done():
+                        yield None
+                item = advancing.result()
+                if item is None:
+                    return
+                yield item
+        finally:
+            if isinstance(items, Generator):
+                await self._on_thread(items.close)

@@ -1,9 +1,14 @@
 """Tensors of a checkpoint that are not what they should be are refused by their names."""
 
+from collections.abc import Iterator
+
 import torch
 
 from llmpq.errors import InvalidInputError
 from stage_server.checkpoint import Checkpoint
+
+#: Elements of a matrix that are read at a time where it is read by rows.
+BLOCK_ELEMENTS = 2**21
 
 
 def read_floats(checkpoint: Checkpoint, name: str, *dimensions: int) -> torch.Tensor:
@@ -14,12 +19,27 @@ def read_floats(checkpoint: Checkpoint, name: str, *dimensions: int) -> torch.Te
         InvalidInputError: It has another type or shape, or holds NaN or infinity.
     """
     tensor = checkpoint.tensor(name)
-    if tensor.shape != dimensions or not tensor.is_floating_point():
-        found = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-        raise wrong_tensor(name, f"is {found}, but the configuration says floats of shape {dimensions}")
+    _check(name, tensor, tuple(tensor.shape), dimensions)
+    return tensor
+
+
+def read_float_rows(checkpoint: Checkpoint, name: str, num_rows: int, num_columns: int) -> Iterator[torch.Tensor]:
+    """The rows of a matrix of floats, in blocks of at most `BLOCK_ELEMENTS`; raises as `read_floats`."""
+    stored_rows = checkpoint.num_rows(name)
+    rows_at_a_time = max(BLOCK_ELEMENTS // num_columns, 1)
+    for first in range(0, num_rows, rows_at_a_time):
+        block = checkpoint.rows(name, first, min(first + rows_at_a_time, num_rows, stored_rows))
+        _check(name, block, (stored_rows, *block.shape[1:]), (num_rows, num_columns))
+        yield block
+
+
+def _check(name: str, tensor: torch.Tensor, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raises InvalidInputError if all or some rows of a tensor of some shape are not what they should be."""
+    if shape != expected or not tensor.is_floating_point():
+        problem = f"is {tensor.dtype} of shape {shape}, but the configuration says floats of shape {expected}"
+        raise wrong_tensor(name, problem)
     if not tensor.isfinite().all():
         raise wrong_tensor(name, "holds NaN or infinity: the checkpoint is damaged")
-    return tensor
 
 
 def wrong_tensor(name: str, problem: str) -> InvalidInputError:

@@ -72,7 +72,8 @@ class BatchProgress:
         num_layers = sum(stage.layers_total for stage in batch.stages)
         if batch.state is BatchState.LOADING and num_layers:
             done = sum(stage.layers_done for stage in batch.stages)
-            return done, num_layers, f"{done} of {num_layers} layers"
+            activities = "".join(f"; {stage.device_id}: {stage.activity}" for stage in batch.stages if stage.activity)
+            return done, num_layers, f"{done} of {num_layers} layers{activities}"
         if batch.state is BatchState.RUNNING or batch.state.is_final:
             answered = batch.requests_completed + batch.requests_failed
             detail = f"{answered} of {batch.requests_total} requests, {batch.generated_tokens:,} tokens"

@@ -50,6 +50,9 @@ def _show_batch(batch: Batch, *, as_json: bool) -> None:
     if batch.plan:
         stdout.print(plan_table(batch.plan))
         stdout.print(stage_table(batch, batch.plan))
+    for stage in batch.stages:
+        if stage.activity:
+            stdout.print(f"{stage.device_id}: {stage.activity}", markup=False)
 
 
 def _show_cluster(cluster: Cluster, batches: list[Batch], *, as_json: bool) -> None:

@@ -435,6 +435,7 @@ class StageReport(_message.Message):
     PREDICTED_DECODE_MS_FIELD_NUMBER: _builtins.int
     MEASURED_DECODE_MS_FIELD_NUMBER: _builtins.int
     BUSY_RATIO_FIELD_NUMBER: _builtins.int
+    ACTIVITY_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """The device."""
     layers_done: _builtins.int
@@ -451,6 +452,8 @@ class StageReport(_message.Message):
     """Measured median time of the full decode micro-batches, or of all if none was full; 0 until there is one."""
     busy_ratio: _builtins.float
     """Share of the running time that the stage computed, 0 to 1."""
+    activity: _builtins.str
+    """What a stage that loads is doing, for people; empty once it is loaded."""
     @_builtins.property
     def memory(self) -> _plan_pb2.StageMemory:
         """Memory really used; unset until loaded."""
@@ -467,10 +470,11 @@ class StageReport(_message.Message):
         predicted_decode_ms: _builtins.float = ...,
         measured_decode_ms: _builtins.float = ...,
         busy_ratio: _builtins.float = ...,
+        activity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_ratio", b"busy_ratio", "device_id", b"device_id", "layers_done", b"layers_done", "layers_total", b"layers_total", "measured_decode_ms", b"measured_decode_ms", "measured_prefill_ms", b"measured_prefill_ms", "memory", b"memory", "predicted_decode_ms", b"predicted_decode_ms", "predicted_prefill_ms", b"predicted_prefill_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "busy_ratio", b"busy_ratio", "device_id", b"device_id", "layers_done", b"layers_done", "layers_total", b"layers_total", "measured_decode_ms", b"measured_decode_ms", "measured_prefill_ms", b"measured_prefill_ms", "memory", b"memory", "predicted_decode_ms", b"predicted_decode_ms", "predicted_prefill_ms", b"predicted_prefill_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from llmpq.v1 import plan_pb2 as llmpq_dot_v1_dot_plan__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cllmpq/v1/stage_service.proto\x12\x08llmpq.v1\x1a\x13llmpq/v1/plan.proto\"\x17\n\x15\x44\x65scribeDeviceRequest\"]\n\x16\x44\x65scribeDeviceResponse\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x30\n\x0b\x64\x65scription\x18\x02 \x01(\x0b\x32\x1b.llmpq.v1.DeviceDescription\"J\n\x14ProfileLayersRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07schemes\x18\x02 \x03(\t\x12\x12\n\ngroup_size\x18\x03 \x01(\r\"i\n\x15ProfileLayersResponse\x12%\n\x05point\x18\x01 \x01(\x0b\x32\x16.llmpq.v1.LatencyPoint\x12\x13\n\x0bpoints_done\x18\x02 \x01(\r\x12\x14\n\x0cpoints_total\x18\x03 \x01(\r\"\xb2\x01\n\x19MeasureSensitivityRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07schemes\x18\x02 \x03(\t\x12\x12\n\ngroup_size\x18\x03 \x01(\r\x12(\n\x07samples\x18\x04 \x03(\x0b\x32\x17.llmpq.v1.TokenSequence\x12\x11\n\tindicator\x18\x05 \x01(\t\x12$\n\x08rounding\x18\x06 \x01(\x0b\x32\x12.llmpq.v1.Rounding\"\"\n\rTokenSequence\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"x\n\x1aMeasureSensitivityResponse\x12\x31\n\rsensitivities\x18\x01 \x03(\x0b\x32\x1a.llmpq.v1.LayerSensitivity\x12\x12\n\nsteps_done\x18\x02 \x01(\r\x12\x13\n\x0bsteps_total\x18\x03 \x01(\r\"\xdd\x02\n\x10LoadStageRequest\x12\x15\n\rdeployment_id\x18\x01 \x01(\t\x12\x11\n\tplan_hash\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\r\n\x05stage\x18\x04 \x01(\r\x12\x12\n\nnum_stages\x18\x05 \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\x06 \x01(\r\x12(\n\x06layers\x18\x07 \x03(\x0b\x32\x18.llmpq.v1.LayerPrecision\x12\x11\n\tnum_slots\x18\x08 \x01(\r\x12\x1b\n\x13max_sequence_tokens\x18\t \x01(\r\x12\x18\n\x10max_frame_tokens\x18\n \x01(\r\x12\x14\n\x0cnext_address\x18\x0b \x01(\t\x12$\n\x08rounding\x18\x0c \x01(\x0b\x32\x12.llmpq.v1.Rounding\x12(\n\x07samples\x18\r \x03(\x0b\x32\x17.llmpq.v1.TokenSequence\"e\n\x11LoadStageResponse\x12\x13\n\x0blayers_done\x18\x01 \x01(\r\x12\x14\n\x0clayers_total\x18\x02 \x01(\r\x12%\n\x06memory\x18\x03 \x01(\x0b\x32\x15.llmpq.v1.StageMemory\"\x14\n\x12UnloadStageRequest\"\x15\n\x13UnloadStageResponse\"\x11\n\x0fGetStageRequest\"\xd0\x01\n\x10GetStageResponse\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.llmpq.v1.StageState\x12\x15\n\rdeployment_id\x18\x02 \x01(\t\x12\x11\n\tplan_hash\x18\x03 \x01(\t\x12%\n\x06memory\x18\x04 \x01(\x0b\x32\x15.llmpq.v1.StageMemory\x12\x0e\n\x06\x66rames\x18\x05 \x01(\x04\x12\x12\n\nprefill_ns\x18\x06 \x01(\x04\x12\x11\n\tdecode_ns\x18\x07 \x01(\x04\x12\x0f\n\x07idle_ns\x18\x08 \x01(\x04*\x88\x01\n\nStageState\x12\x1b\n\x17STAGE_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11STAGE_STATE_EMPTY\x10\x01\x12\x17\n\x13STAGE_STATE_LOADING\x10\x02\x12\x15\n\x11STAGE_STATE_READY\x10\x03\x12\x16\n\x12STAGE_STATE_FAILED\x10\x04\x32\xf1\x03\n\x0cStageService\x12S\n\x0e\x44\x65scribeDevice\x12\x1f.llmpq.v1.DescribeDeviceRequest\x1a .llmpq.v1.DescribeDeviceResponse\x12R\n\rProfileLayers\x12\x1e.llmpq.v1.ProfileLayersRequest\x1a\x1f.llmpq.v1.ProfileLayersResponse0\x01\x12\x61\n\x12MeasureSensitivity\x12#.llmpq.v1.MeasureSensitivityRequest\x1a$.llmpq.v1.MeasureSensitivityResponse0\x01\x12\x46\n\tLoadStage\x12\x1a.llmpq.v1.LoadStageRequest\x1a\x1b.llmpq.v1.LoadStageResponse0\x01\x12J\n\x0bUnloadStage\x12\x1c.llmpq.v1.UnloadStageRequest\x1a\x1d.llmpq.v1.UnloadStageResponse\x12\x41\n\x08GetStage\x12\x19.llmpq.v1.GetStageRequest\x1a\x1a.llmpq.v1.GetStageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cllmpq/v1/stage_service.proto\x12\x08llmpq.v1\x1a\x13llmpq/v1/plan.proto\"\x17\n\x15\x44\x65scribeDeviceRequest\"]\n\x16\x44\x65scribeDeviceResponse\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x30\n\x0b\x64\x65scription\x18\x02 \x01(\x0b\x32\x1b.llmpq.v1.DeviceDescription\"J\n\x14ProfileLayersRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07schemes\x18\x02 \x03(\t\x12\x12\n\ngroup_size\x18\x03 \x01(\r\"i\n\x15ProfileLayersResponse\x12%\n\x05point\x18\x01 \x01(\x0b\x32\x16.llmpq.v1.LatencyPoint\x12\x13\n\x0bpoints_done\x18\x02 \x01(\r\x12\x14\n\x0cpoints_total\x18\x03 \x01(\r\"\xb2\x01\n\x19MeasureSensitivityRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07schemes\x18\x02 \x03(\t\x12\x12\n\ngroup_size\x18\x03 \x01(\r\x12(\n\x07samples\x18\x04 \x03(\x0b\x32\x17.llmpq.v1.TokenSequence\x12\x11\n\tindicator\x18\x05 \x01(\t\x12$\n\x08rounding\x18\x06 \x01(\x0b\x32\x12.llmpq.v1.Rounding\"\"\n\rTokenSequence\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"x\n\x1aMeasureSensitivityResponse\x12\x31\n\rsensitivities\x18\x01 \x03(\x0b\x32\x1a.llmpq.v1.LayerSensitivity\x12\x12\n\nsteps_done\x18\x02 \x01(\r\x12\x13\n\x0bsteps_total\x18\x03 \x01(\r\"\xdd\x02\n\x10LoadStageRequest\x12\x15\n\rdeployment_id\x18\x01 \x01(\t\x12\x11\n\tplan_hash\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\r\n\x05stage\x18\x04 \x01(\r\x12\x12\n\nnum_stages\x18\x05 \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\x06 \x01(\r\x12(\n\x06layers\x18\x07 \x03(\x0b\x32\x18.llmpq.v1.LayerPrecision\x12\x11\n\tnum_slots\x18\x08 \x01(\r\x12\x1b\n\x13max_sequence_tokens\x18\t \x01(\r\x12\x18\n\x10max_frame_tokens\x18\n \x01(\r\x12\x14\n\x0cnext_address\x18\x0b \x01(\t\x12$\n\x08rounding\x18\x0c \x01(\x0b\x32\x12.llmpq.v1.Rounding\x12(\n\x07samples\x18\r \x03(\x0b\x32\x17.llmpq.v1.TokenSequence\"w\n\x11LoadStageResponse\x12\x13\n\x0blayers_done\x18\x01 \x01(\r\x12\x14\n\x0clayers_total\x18\x02 \x01(\r\x12%\n\x06memory\x18\x03 \x01(\x0b\x32\x15.llmpq.v1.StageMemory\x12\x10\n\x08\x61\x63tivity\x18\x04 \x01(\t\"\x14\n\x12UnloadStageRequest\"\x15\n\x13UnloadStageResponse\"\x11\n\x0fGetStageRequest\"\xd0\x01\n\x10GetStageResponse\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.llmpq.v1.StageState\x12\x15\n\rdeployment_id\x18\x02 \x01(\t\x12\x11\n\tplan_hash\x18\x03 \x01(\t\x12%\n\x06memory\x18\x04 \x01(\x0b\x32\x15.llmpq.v1.StageMemory\x12\x0e\n\x06\x66rames\x18\x05 \x01(\x04\x12\x12\n\nprefill_ns\x18\x06 \x01(\x04\x12\x11\n\tdecode_ns\x18\x07 \x01(\x04\x12\x0f\n\x07idle_ns\x18\x08 \x01(\x04*\x88\x01\n\nStageState\x12\x1b\n\x17STAGE_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11STAGE_STATE_EMPTY\x10\x01\x12\x17\n\x13STAGE_STATE_LOADING\x10\x02\x12\x15\n\x11STAGE_STATE_READY\x10\x03\x12\x16\n\x12STAGE_STATE_FAILED\x10\x04\x32\xf1\x03\n\x0cStageService\x12S\n\x0e\x44\x65scribeDevice\x12\x1f.llmpq.v1.DescribeDeviceRequest\x1a .llmpq.v1.DescribeDeviceResponse\x12R\n\rProfileLayers\x12\x1e.llmpq.v1.ProfileLayersRequest\x1a\x1f.llmpq.v1.ProfileLayersResponse0\x01\x12\x61\n\x12MeasureSensitivity\x12#.llmpq.v1.MeasureSensitivityRequest\x1a$.llmpq.v1.MeasureSensitivityResponse0\x01\x12\x46\n\tLoadStage\x12\x1a.llmpq.v1.LoadStageRequest\x1a\x1b.llmpq.v1.LoadStageResponse0\x01\x12J\n\x0bUnloadStage\x12\x1c.llmpq.v1.UnloadStageRequest\x1a\x1d.llmpq.v1.UnloadStageResponse\x12\x41\n\x08GetStage\x12\x19.llmpq.v1.GetStageRequest\x1a\x1a.llmpq.v1.GetStageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llmpq.v1.stage_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STAGESTATE']._serialized_start=1436
-  _globals['_STAGESTATE']._serialized_end=1572
+  _globals['_STAGESTATE']._serialized_start=1454
+  _globals['_STAGESTATE']._serialized_end=1590
   _globals['_DESCRIBEDEVICEREQUEST']._serialized_start=63
   _globals['_DESCRIBEDEVICEREQUEST']._serialized_end=86
   _globals['_DESCRIBEDEVICERESPONSE']._serialized_start=88
@@ -51,15 +51,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOADSTAGEREQUEST']._serialized_start=706
   _globals['_LOADSTAGEREQUEST']._serialized_end=1055
   _globals['_LOADSTAGERESPONSE']._serialized_start=1057
-  _globals['_LOADSTAGERESPONSE']._serialized_end=1158
-  _globals['_UNLOADSTAGEREQUEST']._serialized_start=1160
-  _globals['_UNLOADSTAGEREQUEST']._serialized_end=1180
-  _globals['_UNLOADSTAGERESPONSE']._serialized_start=1182
-  _globals['_UNLOADSTAGERESPONSE']._serialized_end=1203
-  _globals['_GETSTAGEREQUEST']._serialized_start=1205
-  _globals['_GETSTAGEREQUEST']._serialized_end=1222
-  _globals['_GETSTAGERESPONSE']._serialized_start=1225
-  _globals['_GETSTAGERESPONSE']._serialized_end=1433
-  _globals['_STAGESERVICE']._serialized_start=1575
-  _globals['_STAGESERVICE']._serialized_end=2072
+  _globals['_LOADSTAGERESPONSE']._serialized_end=1176
+  _globals['_UNLOADSTAGEREQUEST']._serialized_start=1178
+  _globals['_UNLOADSTAGEREQUEST']._serialized_end=1198
+  _globals['_UNLOADSTAGERESPONSE']._serialized_start=1200
+  _globals['_UNLOADSTAGERESPONSE']._serialized_end=1221
+  _globals['_GETSTAGEREQUEST']._serialized_start=1223
+  _globals['_GETSTAGEREQUEST']._serialized_end=1240
+  _globals['_GETSTAGERESPONSE']._serialized_start=1243
+  _globals['_GETSTAGERESPONSE']._serialized_end=1451
+  _globals['_STAGESERVICE']._serialized_start=1593
+  _globals['_STAGESERVICE']._serialized_end=2090
 # @@protoc_insertion_point(module_scope)

@@ -107,7 +107,9 @@ class ProfileLayersRequest(_message.Message):
     SCHEMES_FIELD_NUMBER: _builtins.int
     GROUP_SIZE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Model to take a layer of: a directory or a .gguf file on this host."""
+    """Model to take a layer of: a directory or a .gguf file on this host, or a name on the Hugging Face Hub (`org/name` or
+    `org/name@revision`), of which each stage fetches what it needs.
+    """
     group_size: _builtins.int
     """Group size for schemes that have one; 0 is per channel."""
     @_builtins.property
@@ -289,7 +291,7 @@ class LoadStageRequest(_message.Message):
     plan_hash: _builtins.str
     """Hash of the plan that the slice belongs to."""
     model: _builtins.str
-    """Model: a directory or a .gguf file on this host."""
+    """Model, as in ProfileLayers. All stages of a pipeline are given the same commit of one on the Hub."""
     stage: _builtins.int
     """Place in the pipeline, from 0. Stage 0 also holds the embedding."""
     num_stages: _builtins.int
@@ -350,10 +352,13 @@ class LoadStageResponse(_message.Message):
     LAYERS_DONE_FIELD_NUMBER: _builtins.int
     LAYERS_TOTAL_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
+    ACTIVITY_FIELD_NUMBER: _builtins.int
     layers_done: _builtins.int
     """Layers loaded."""
     layers_total: _builtins.int
     """Layers to load."""
+    activity: _builtins.str
+    """What is being done, for people: what is fetched, which layer is calibrated. Empty in the last message."""
     @_builtins.property
     def memory(self) -> _plan_pb2.StageMemory:
         """Memory taken so far; in the last message, all of it."""
@@ -364,10 +369,11 @@ class LoadStageResponse(_message.Message):
         layers_done: _builtins.int = ...,
         layers_total: _builtins.int = ...,
         memory: _plan_pb2.StageMemory | None = ...,
+        activity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers_done", b"layers_done", "layers_total", b"layers_total", "memory", b"memory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "layers_done", b"layers_done", "layers_total", b"layers_total", "memory", b"memory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -85,7 +85,8 @@ class StageServiceServicer:
         measured.
 
         Errors:
-        - NOT_FOUND: no such model on this host. INVALID_ARGUMENT: not a model of a known family (the message lists them).
+        - NOT_FOUND: no such model on this host or on the Hub. UNAVAILABLE: it may be on the Hub, which does not answer.
+        - INVALID_ARGUMENT: not a model of a known family (the message lists them).
         - FAILED_PRECONDITION: a scheme that this device cannot run, or a deployment is loaded and computing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -105,15 +106,16 @@ class StageServiceServicer:
 
     def LoadStage(self, request, context):
         """Makes the stage hold a slice of a model at given precisions and an empty KV cache, and connects it to the next
-        stage. Reads only the tensors of its own layers, one layer at a time, quantizing on the way. Weights that are
-        already held at the same precisions are kept. Streams progress; the last message carries the memory really used.
-        Replaces whatever deployment was there.
+        stage. Reads only the tensors of its own layers, one layer at a time, quantizing on the way; to calibrate, those of
+        the layers before them, too. Weights that are already held at the same precisions are kept. Streams progress; the
+        last message carries the memory really used. Replaces whatever deployment was there.
 
         Errors:
-        - NOT_FOUND: no such model on this host, or a tensor is missing (the message names it).
+        - NOT_FOUND: no such model on this host or on the Hub, or a tensor is missing (the message names it).
+        - UNAVAILABLE: the model may be on the Hub, which does not answer.
         - INVALID_ARGUMENT: layers out of range or not those of the stage's place in the pipeline, an unknown scheme or
         group size, no deployment_id, an address that is none, files that are damaged (the message names the file or
-        tensor), or a family that is not known.
+        tensor), a family that is not known, an unknown rounding, or no samples for one that needs them.
         - FAILED_PRECONDITION: the device cannot run a scheme, or the slice does not fit (PreconditionFailure names the
         device and the bytes it is short). Plan again.
         """

@@ -293,7 +293,7 @@ async def test_unreachable_next_stage_ends_the_stream(save_model: SaveModel) -> 
 
 
 async def test_load_reports_progress_and_measured_memory(save_model: SaveModel) -> None:
-    """Loading streams one message a layer, and what the tensors take is what the shared formula says."""
+    """Loading streams a message for each layer at least, and the tensors take what the shared formula says."""
     directory, _ = save_model("llama-gqa-untied")
     async with stage_server() as (address, stage):
         request = load_request(directory, "127.0.0.1:1", num_slots=2)
@@ -303,7 +303,7 @@ async def test_load_reports_progress_and_measured_memory(save_model: SaveModel) 
         responses = await load(address, request)
         expected = expected_memory(stage.deployment.load, read_shape(directory), stage.device.description)
 
-    assert [response.layers_done for response in responses] == [1, 2, 3, 3]
+    assert list(dict.fromkeys(response.layers_done for response in responses)) == [0, 1, 2, 3]
     assert responses[-1].memory.layer_bytes == expected.layer_bytes
     assert responses[-1].memory.embedding_head_bytes == expected.embedding_head_bytes
     assert responses[-1].memory.kv_bytes == expected.kv_bytes

@@ -1,0 +1,106 @@
+"""The layers of a slice, rounded as they will be served: while one is rounded, the next is read."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from llmpq.model import ModelFiles
+from llmpq.plan import LayerPrecision, Rounding
+from llmpq.stored_layers import other_precision
+from quantizer.input_statistics import InputStatistics
+from stage_server.calibration import calibrated_layers
+from stage_server.device import ComputeDevice
+from stage_server.layer_cache import LayerCache
+from stage_server.loader import ModelLoader
+from stage_server.read_ahead import ReadAhead
+from stage_server.sample_run import Samples
+from stage_server.source import SourceLayer
+
+
+class LayerRounder:
+    """Gives rounded layers from wherever that is cheapest: as the checkpoint stores them, from the cache, or made.
+
+    Memory beyond the result, unless layers are calibrated: the matrix being rounded with the temporaries of that, and
+    the matrix being read, whose parts are stacked; together less than two layers in float32 (`tests/stage_server`).
+
+    Args:
+        loader: Of the model.
+        device: That rounds and calibrates.
+        rounding: How.
+        samples: Calibration sequences, where the rounding needs them.
+
+    Raises:
+        InvalidInputError: $LLMPQ_CACHE_LIMIT is not a size.
+    """
+
+    def __init__(self, loader: ModelLoader, device: ComputeDevice, rounding: Rounding, samples: Samples = ()) -> None:
+        self._loader = loader
+        self._device = device
+        self._rounding = rounding
+        self._samples = samples
+        fingerprint = ModelFiles.locate(loader.model).fingerprint
+        shapes = loader.source.shape.linear_shapes
+        self._cache = LayerCache(fingerprint, rounding, samples, device.compute_dtype, shapes)
+
+    def layers(self, precisions: Mapping[int, LayerPrecision]) -> Iterator[SourceLayer]:
+        """Each of the layers once, in whatever order they come, their linears rounded and on the device.
+
+        Args:
+            precisions: Of each layer, by its index.
+
+        Raises:
+            NotFoundError, UnavailableError, InvalidInputError: As ModelSource.layer, `round_weight` and
+                `calibrated_layers`; or another precision than a layer is stored at.
+        """
+        uncalibrated: dict[int, LayerPrecision] = {}
+        with ReadAhead(self._parts(precisions, uncalibrated)) as parts:
+            yield from self._whole(parts, precisions)
+        if uncalibrated:
+            wanted = tuple(uncalibrated)
+            for layer in calibrated_layers(self._loader, self._device, self._samples, InputStatistics, wanted):
+                rounded = self._rounded(layer.source, precisions[layer.index], layer.inputs)
+                self._cache.save(rounded, precisions[layer.index])
+                yield rounded
+
+    def _parts(
+        self, precisions: Mapping[int, LayerPrecision], uncalibrated: dict[int, LayerPrecision]
+    ) -> Iterator[SourceLayer]:
+        """Reads layers, whole from the cache or in parts; adds those to `uncalibrated` that have to be calibrated."""
+        for index, precision in precisions.items():
+            is_stored = self._loader.source.stored_precision(index) is not None
+            cached = None if is_stored else self._cache.load(index, precision)
+            if cached is not None:
+                yield cached
+            elif self._rounding.needs_calibration and precision.scheme != "w16" and not is_stored:
+                uncalibrated[index] = precision
+            else:
+                yield from self._loader.source.parts(index)
+
+    def _whole(self, parts: Iterator[SourceLayer], precisions: Mapping[int, LayerPrecision]) -> Iterator[SourceLayer]:
+        """Rounds the parts of layers, and joins them."""
+        layer: SourceLayer | None = None
+        for part in parts:
+            is_made = part.stored_at is None
+            rounded = self._rounded(part, precisions[part.index])
+            layer = layer.joined(rounded) if layer else rounded
+            del part, rounded  # of which the next ones take the place
+            if len(layer.linears) == len(self._loader.spec.names.linears):
+                if is_made:
+                    self._cache.save(layer, precisions[layer.index])
+                yield layer
+                layer = None
+
+    def _rounded(
+        self, part: SourceLayer, precision: LayerPrecision, inputs: Mapping[str, InputStatistics] | None = None
+    ) -> SourceLayer:
+        """A layer, or a part of one, with its linears rounded on the device."""
+        if part.stored_at is not None and part.stored_at != precision:
+            what = f"Layer {part.index} of the model at '{self._loader.model}'"
+            raise other_precision(what, part.stored_at, precision)
+        linears = {
+            role: replace(
+                linear,
+                stored=self._loader.round_linear(linear, precision, self._rounding, (inputs or {}).get(role)),
+            )
+            for role, linear in part.linears.items()
+        }
+        return replace(part, linears=linears, stored_at=precision)
