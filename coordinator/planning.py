@@ -21,6 +21,7 @@ from llmpq.errors import PreconditionError, UnavailableError
 from llmpq.model import ModelShape, pinned, read_shape
 from llmpq.plan import STRATEGIES, LayerSensitivity, LengthBucket, Plan, PlanningProblem, PlanOptions
 from llmpq.schemes import SCHEMES
+from llmpq.stored_layers import options_as_stored, read_stored_layers
 
 log = structlog.get_logger(__name__)
 
@@ -73,7 +74,7 @@ class Planning:
         problem = await self._problem(work, members, report)
         previews = []
         for strategy in strategies or (work.options.strategy or STRATEGIES[0],):
-            asked = replace(problem, options=replace(work.options, strategy=strategy))
+            asked = replace(problem, options=replace(problem.options, strategy=strategy))
             try:
                 previews.append(PreviewedPlan(strategy, error="", plan=await self._create(asked, report)))
             except PreconditionError as error:
@@ -102,10 +103,10 @@ class Planning:
         return await self._rater.rate(model, schemes, options, members, report)
 
     async def _problem(self, work: Work, members: Sequence[Member], report: Report) -> PlanningProblem:
+        work = await asyncio.to_thread(_as_stored, work)
         usable = {member: schemes for member in members if (schemes := _usable_schemes(member, work.options))}
         if not usable:
             raise _no_devices(members, work.options)
-        work = replace(work, model=await asyncio.to_thread(pinned, work.model))
         shape = await asyncio.to_thread(read_shape, work.model)
         check_layer_schemes(work.options, shape)  # before minutes of measuring
         profiles = await self._reached(work, shape, usable, report)
@@ -194,6 +195,14 @@ async def _unless_unavailable(profiling: Awaitable[DeviceProfile]) -> DeviceProf
         return await profiling
     except UnavailableError as error:
         return error
+
+
+def _as_stored(work: Work) -> Work:
+    """The work with its model pinned, and if that is quantized already, with each layer at what it is stored at."""
+    model = pinned(work.model)
+    stored = read_stored_layers(model)
+    options = options_as_stored(work.options, stored, work.model) if stored else work.options
+    return replace(work, model=model, options=options)
 
 
 def _usable_schemes(member: Member, options: PlanOptions) -> list[str]:

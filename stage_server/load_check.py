@@ -1,13 +1,16 @@
 """Whether a load can be: against the model, and against the memory of the device."""
 
+from collections.abc import Sequence
+
 from llmpq import memory
 from llmpq.address import split_address
 from llmpq.device import DeviceDescription
 from llmpq.errors import DoesNotFitError, InvalidInputError
 from llmpq.model import ModelShape
-from llmpq.plan import ROUNDING_METHODS, StageMemory
+from llmpq.plan import ROUNDING_METHODS, LayerPrecision, StageMemory
 from llmpq.schemes import GROUP_SIZES
 from llmpq.stage_load import StageLoad
+from llmpq.stored_layers import other_precision
 
 
 def check_load(load: StageLoad, shape: ModelShape) -> None:
@@ -27,6 +30,18 @@ def check_load(load: StageLoad, shape: ModelShape) -> None:
             f"max_sequence_tokens {load.max_sequence_tokens} is over the model's context of {shape.max_positions}.",
             subject="max_sequence_tokens",
         )
+
+
+def check_stored(load: StageLoad, stored: Sequence[LayerPrecision]) -> None:
+    """Raises InvalidInputError for a layer that is to be held at another precision than a quantized model stores it at.
+
+    Args:
+        load: What is asked for.
+        stored: Of every layer of the model; empty if it is not quantized.
+    """
+    for index, precision in enumerate(load.layers, load.first_layer):
+        if stored and stored[index] != precision:
+            raise other_precision(f"Layer {index} of the model at '{load.model}'", stored[index], precision)
 
 
 def _check_layers(load: StageLoad, shape: ModelShape) -> None:

@@ -18,11 +18,19 @@ from llmpq.plan import StageMemory
 from llmpq.rating import RatingProgress, RatingRequest
 from llmpq.schemes import SCHEMES
 from llmpq.stage_load import LoadProgress, StageLoad
+from llmpq.stored_layers import read_stored_layers
 from stage_server.deployment import Deployment
 from stage_server.device import ComputeDevice
 from stage_server.families import DecoderSpec
 from stage_server.kv_cache import KvCache
-from stage_server.load_check import check_group_size, check_load, expected_memory, require_fit, weights_key
+from stage_server.load_check import (
+    check_group_size,
+    check_load,
+    check_stored,
+    expected_memory,
+    require_fit,
+    weights_key,
+)
 from stage_server.loader import ModelLoader
 from stage_server.model_slice import ModelSlice
 from stage_server.profiler import LayerProfiler
@@ -133,6 +141,7 @@ class Stage:
         self._require_runnable(tuple(layer.scheme for layer in load.layers))
         shape = await asyncio.to_thread(read_shape, load.model)
         check_load(load, shape)
+        check_stored(load, await asyncio.to_thread(read_stored_layers, load.model))
         expected = expected_memory(load, shape, self.device.description)
         require_fit(self.device_id, load, expected)
         await self._end_deployment()

@@ -11,7 +11,7 @@ import torch
 from llmpq.formats import Layout, StoredLinear
 from llmpq.schemes import SCHEMES
 from quantizer.formats.words import num_words, pack_words, unpack_words
-from quantizer.rounded import GroupRounded, RowRounded
+from quantizer.rounded import GroupRounded, RoundedWeight, RowRounded, SixteenBits
 
 #: Turns int8 codes into those of uint8, and back: adds 128 modulo 256.
 _SIGN_BIT = 128
@@ -57,19 +57,22 @@ def from_tensors(
     return GroupRounded(codes, scales.half(), zeros, bits, stored.precision.group_size)
 
 
-def to_tensors(weight: RowRounded | GroupRounded, stored: StoredLinear) -> dict[str, torch.Tensor]:
+def to_tensors(weight: RoundedWeight, stored: StoredLinear | None) -> dict[str, torch.Tensor]:
     """The tensors that stand for a weight: its codes, zero points and scales as they are.
 
     Args:
         weight: (out, in), on any device.
-        stored: How to store it; symmetric only if all its zero points are the middle code.
+        stored: How to store it; symmetric only if all its zero points are the middle code. None for 16 bits.
 
     Returns:
-        `weight` int8 and `weight_scale` float32 for `Layout.INT8`; `weight_packed` and, unless symmetric,
-        `weight_zero_point` int32, `weight_scale` float32 (rows) or float16 (groups) and `weight_shape` int64 otherwise.
+        `weight` for 16 bits; int8 `weight` and float32 `weight_scale` for `Layout.INT8`; otherwise int32
+        `weight_packed`, `weight_zero_point` unless symmetric, `weight_scale` (rows float32, groups float16) and int64
+        `weight_shape`.
     """
+    if isinstance(weight, SixteenBits):
+        return {"weight": weight.weight}
     if isinstance(weight, RowRounded):
-        if stored.layout == Layout.INT8:
+        if stored is not None and stored.layout == Layout.INT8:
             return {"weight": weight.codes, "weight_scale": weight.scales[:, None]}
         bits, codes, scales = 8, weight.codes.view(torch.uint8) ^ _SIGN_BIT, weight.scales[:, None]
     else:
@@ -79,6 +82,6 @@ def to_tensors(weight: RowRounded | GroupRounded, stored: StoredLinear) -> dict[
         "weight_scale": scales,
         "weight_shape": torch.tensor(weight.shape),
     }
-    if isinstance(weight, GroupRounded) and not stored.is_symmetric:
+    if isinstance(weight, GroupRounded) and not (stored is not None and stored.is_symmetric):
         tensors["weight_zero_point"] = pack_words(weight.zeros.t(), bits).t().contiguous()
     return tensors

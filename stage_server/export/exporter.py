@@ -1,0 +1,127 @@
+"""Writes a checkpoint of compressed-tensors, a layer at a time: the weights that a mesh would serve, bit for bit."""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from llmpq.errors import InvalidInputError
+from llmpq.families import linear_names
+from llmpq.formats import StoredLinear
+from llmpq.formats.exported import describe, stored_as
+from llmpq.model import read_shape
+from llmpq.plan import LayerPrecision
+from quantizer.formats.compressed_tensors import to_tensors
+from quantizer.methods import to_sixteen_bits
+from quantizer.rounded import GroupRounded, RoundedWeight
+from stage_server.device import ComputeDevice
+from stage_server.export.model_files import copy_tokenizer, write_config
+from stage_server.export.plain_tensors import in_layer, outside_layers
+from stage_server.export.request import ExportRequest, precisions_of
+from stage_server.export.shards import ShardWriter
+from stage_server.layer_rounding import LayerRounder
+from stage_server.loader import ModelLoader
+from stage_server.sample_run import Samples
+from stage_server.source import ModelSource, SourceLayer
+
+#: Takes the number of layers written, and of all.
+OnLayer = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        output: The directory.
+        layers: Precision of each layer.
+        total_bytes: Of all tensors.
+    """
+
+    output: str
+    layers: tuple[LayerPrecision, ...]
+    total_bytes: int
+
+
+def export(
+    request: ExportRequest,
+    device: ComputeDevice,
+    samples: Samples = (),
+    on_layer: OnLayer = lambda _done, _total: None,
+) -> ExportReport:
+    """Exports a model, holding a layer and a file's worth of tensors in memory.
+
+    Args:
+        request: What.
+        device: That rounds weights.
+        samples: Token ids of calibration sequences, where the rounding needs them.
+        on_layer: Told of each layer.
+
+    Raises:
+        NotFoundError, InvalidInputError: As ModelSource, `precisions_of` and LayerRounder.
+        ConflictError: Something is at the output already.
+    """
+    shape = read_shape(request.model)
+    precisions = precisions_of(request, shape)
+    loader = ModelLoader(request.model, device.torch_device, device.compute_dtype)
+    source = loader.source
+    stored: dict[int, StoredLinear | None] = {}
+    with _appearing(request.directory) as directory:
+        with ShardWriter(directory) as shards:
+            shards.add_all(outside_layers(source))
+            rounder = LayerRounder(loader, device, request.options.rounding, samples)
+            for layer in rounder.layers(dict(enumerate(precisions))):
+                shards.add_all(in_layer(source, layer.index))
+                weights = _weights(source, layer)
+                stored[layer.index] = _stored(precisions[layer.index], weights.values())
+                for module, weight in weights.items():
+                    tensors = to_tensors(weight, stored[layer.index])
+                    shards.add_all((f"{module}.{name}", tensor) for name, tensor in tensors.items())
+                on_layer(len(stored), len(precisions))
+        names = linear_names(shape.family)
+        layers = [stored[index] for index in range(len(precisions))]
+        quantization = describe(names.layer, names.all, layers, source.spec.names.head)
+        dtype = to_sixteen_bits(source.token_embedding()).dtype
+        write_config(request.model, directory, quantization, dtype, is_tied=source.is_tied)
+        copy_tokenizer(request.model, directory)
+    return ExportReport(request.output, precisions, shards.total_bytes)
+
+
+def _weights(source: ModelSource, layer: SourceLayer) -> dict[str, RoundedWeight]:
+    """The weights of a rounded layer by the names of their modules."""
+    weights: dict[str, RoundedWeight] = {}
+    for role, linear in layer.linears.items():
+        if linear.input_order is not None:
+            raise InvalidInputError(
+                f"Layer {layer.index} is quantized in the order of activations (desc_act), which checkpoints of "
+                "compressed-tensors cannot hold. Take the model that was not quantized.",
+                reason="UNSUPPORTED_QUANTIZATION",
+                subject="model",
+            )
+        weights |= source.linears.divided(layer.index, role, cast("RoundedWeight", linear.stored))
+    return weights
+
+
+def _stored(precision: LayerPrecision, weights: Iterable[RoundedWeight]) -> StoredLinear | None:
+    """How a layer is stored: without zero points if all of them are the middle code."""
+    return stored_as(precision, is_symmetric=all(map(_is_symmetric, weights)))
+
+
+def _is_symmetric(weight: RoundedWeight) -> bool:
+    return not isinstance(weight, GroupRounded) or bool((weight.zeros == 2 ** (weight.bits - 1)).all())
+
+
+@contextmanager
+def _appearing(directory: Path) -> Iterator[Path]:
+    """A directory to write, which becomes `directory` when the block ends, or vanishes if it fails."""
+    unfinished = directory.with_name(f"{directory.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.replace(directory)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise

@@ -1,0 +1,60 @@
+"""What a checkpoint has beside its weights: configuration, tokenizer, generation settings."""
+
+import shutil
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from llmpq.model import ModelFiles, read_config
+
+#: Files of a tokenizer and of its chat template, and settings of generation.
+_COPIED = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "generation_config.json",
+    "LICENSE*",
+)
+
+
+def write_config(
+    model: str, directory: Path, quantization: dict[str, Any] | None, dtype: torch.dtype, *, is_tied: bool
+) -> None:
+    """Writes a model's `config.json` with a new quantization_config.
+
+    Args:
+        model: A directory or a .gguf file.
+        directory: Where to.
+        quantization: The new one; None for plain floats.
+        dtype: Type of what is not quantized.
+        is_tied: Whether the checkpoint has no head of its own.
+    """
+    config = deepcopy(read_config(model))
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    if quantization is not None:
+        config.quantization_config = quantization
+    config.architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+    config.tie_word_embeddings = is_tied
+    config.dtype = dtype
+    config.to_json_file(directory / "config.json", use_diff=True)
+
+
+def copy_tokenizer(model: str, directory: Path) -> None:
+    """Copies tokenizer and generation settings; those inside a GGUF file become files."""
+    files = ModelFiles.locate(model)
+    if files.gguf:
+        AutoTokenizer.from_pretrained(**files.from_pretrained).save_pretrained(directory)
+        return
+    for pattern in _COPIED:
+        for path in files.directory.glob(pattern):
+            shutil.copyfile(path, directory / path.name)
