@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from llmpq.plan import INDICATORS, NEAREST, LayerSensitivity, Rounding
+from llmpq.plan import INDICATORS, NEAREST, LayerPrecision, LayerSensitivity, Rounding
 from llmpq.stage_load import TokenSequence
 
 
@@ -21,6 +21,15 @@ class RatingRequest:
     def effective_indicator(self) -> str:
         """The indicator, the default filled in."""
         return self.indicator or INDICATORS[0]
+
+    @property
+    def token_ids(self) -> tuple[tuple[int, ...], ...]:
+        """The samples as plain tuples."""
+        return tuple(sample.token_ids for sample in self.samples)
+
+    def precision(self, scheme: str) -> LayerPrecision:
+        """A scheme with the group size that is asked for."""
+        return LayerPrecision(scheme, self.group_size)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def _capped(
     Returns:
         (..., queries, head_dim).
     """
-    scores = (queries @ keys.mT).mul_(scale / soft_cap).tanh_().mul_(soft_cap)
+    scores = (queries @ keys.mT).mul_(scale / soft_cap).tanh_() * soft_cap  # gradients need what tanh gave
     if visible is not None:
         scores = scores.masked_fill_(~visible, -torch.inf)
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype) @ values

@@ -78,7 +78,7 @@ class Head:
         normed = hidden if self.norm is None else self.norm(hidden)
         projected = normed if self.projection is None else self.projection.forward(normed)
         logits = self.vocabulary.forward(projected).float()
-        return logits if self.soft_cap is None else logits.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+        return logits if self.soft_cap is None else logits.div_(self.soft_cap).tanh_() * self.soft_cap
 
     def scores(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Log-probability (rows,) float32 of each row's (rows,) int64 target token."""

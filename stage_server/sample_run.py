@@ -8,7 +8,7 @@ from llmpq.errors import InvalidInputError
 from stage_server.decoder_layer import DecoderLayer
 from stage_server.device import ComputeDevice
 from stage_server.families import DecoderSpec
-from stage_server.kv_cache import KvCache
+from stage_server.kv_cache import LayerCache
 from stage_server.layout import BatchLayout
 from stage_server.loader import ModelLoader
 from stage_server.positions import PositionEncoding
@@ -36,34 +36,31 @@ class SampleRun:
         _check_samples(samples, spec)
         self.samples = samples
         self._loader = loader
-        self._device = device.torch_device
+        self._device = device
         encoding = PositionEncoding(spec, device.torch_device, device.compute_dtype)
         layouts = [BatchLayout((0,), (0,), (len(sample),), device.torch_device) for sample in samples]
         self._positions = [encoding.at(layout) for layout in layouts]
-        self._cache = KvCache(
-            num_layers=1,
-            num_slots=1,
-            num_kv_heads=spec.num_kv_heads,
-            max_tokens=max(map(len, samples)),
-            head_dim=spec.head_dim,
-            dtype=device.compute_dtype,
-            device=device.torch_device,
-        ).layers[0]
 
     def embedded(self) -> States:
         """What the first layer reads; holds the embedding only while it is used."""
         embedding = self._loader.load_embedding()
         return [
-            embedding.forward(torch.tensor(sample, device=self._device), positions.layout)
+            embedding.forward(torch.tensor(sample, device=self._device.torch_device), positions.layout)
             for sample, positions in zip(self.samples, self._positions, strict=True)
         ]
 
     def through(self, layer: DecoderLayer, states: Sequence[torch.Tensor]) -> States:
         """What a layer makes of the states before it."""
-        return [
-            layer.forward(state, positions, self._cache)
-            for state, positions in zip(states, self._positions, strict=True)
-        ]
+        return [self.through_sample(layer, sample, state) for sample, state in enumerate(states)]
+
+    def through_sample(self, layer: DecoderLayer, sample: int, state: torch.Tensor) -> torch.Tensor:
+        """What a layer makes of the states of one sample. Nothing is kept of it, so gradients may flow through."""
+        return layer.forward(state, self._positions[sample], self._empty_cache(len(state)))
+
+    def _empty_cache(self, num_tokens: int) -> LayerCache:
+        shape = (1, self._loader.spec.num_kv_heads, num_tokens, self._loader.spec.head_dim)
+        keys = torch.zeros(shape, dtype=self._device.compute_dtype, device=self._device.torch_device)
+        return LayerCache(keys, torch.zeros_like(keys))
 
 
 def _check_samples(samples: Samples, spec: DecoderSpec) -> None:

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from llmpq.errors import InvalidInputError
-from llmpq.plan import LayerPrecision
+from llmpq.plan import NEAREST, LayerPrecision, Rounding
 from llmpq.schemes import SCHEMES
 from quantizer.linear import build_linear
 from quantizer.methods import round_weight
 from quantizer.rounding import round_groups
-from quantizer.sensitivity import RatedLinear, RunningVariance, rate_layer
+from quantizer.variance import RatedLinear, RunningVariance, variance_omega
 
 
 def _statistics(*batches: torch.Tensor) -> RunningVariance:
@@ -56,8 +56,8 @@ def test_omega_is_the_papers_formula() -> None:
         weight.shape[1] * round_groups(weight, 4, 32).scales.double().square().mean().item() * inputs.variance / 4
         for weight in (first, second)
     )
-    omega = rate_layer([RatedLinear(first, inputs), RatedLinear(second, inputs)], ["w4"], 32)
-    assert omega == {"w4": pytest.approx(expected)}
+    linears = [RatedLinear(first, inputs), RatedLinear(second, inputs)]
+    assert variance_omega(linears, LayerPrecision("w4", 32), NEAREST) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("scheme", ["w8", "w8a8", "w4", "w3"])
@@ -67,14 +67,14 @@ def test_omega_bounds_the_error_it_stands_for(scheme: str) -> None:
     precision = LayerPrecision(scheme, 64)
     linear = build_linear(round_weight(weight, precision), None, precision.scheme, compute_dtype=torch.float32)
     measured = (linear.forward(x) - x @ weight.T).square().mean().item()
-    omega = rate_layer([RatedLinear(weight, _statistics(x))], [scheme], 64)[scheme]
+    omega = variance_omega([RatedLinear(weight, _statistics(x))], precision, NEAREST)
     assert 2 * measured < omega < 4 * measured
 
 
 def test_fewer_bits_rate_worse() -> None:
     """Omega grows from w16, which is the reference, over w8 and w8a8 and w4 to w3."""
     linear = RatedLinear(torch.randn(64, 256), _statistics(torch.randn(50, 256)))
-    omegas = rate_layer([linear], list(SCHEMES), 64)
+    omegas = {scheme: variance_omega([linear], LayerPrecision(scheme, 64), NEAREST) for scheme in SCHEMES}
     assert omegas["w16"] == 0.0
     assert 0 < omegas["w8"] < omegas["w8a8"] < omegas["w4"] < omegas["w3"]
 
@@ -86,6 +86,19 @@ def test_peaks_in_the_inputs_count_against_int8_activations() -> None:
     weight = torch.randn(64, 256)
     ratios = []
     for inputs in (even, peaked):
-        omegas = rate_layer([RatedLinear(weight, _statistics(inputs))], ["w8", "w8a8"], 64)
-        ratios.append(omegas["w8a8"] / omegas["w8"])
+        linear = RatedLinear(weight, _statistics(inputs))
+        w8, w8a8 = (variance_omega([linear], LayerPrecision(scheme), NEAREST) for scheme in ("w8", "w8a8"))
+        ratios.append(w8a8 / w8)
     assert ratios[1] > 5 * ratios[0]
+
+
+def test_omega_is_of_the_grid_that_is_served() -> None:
+    """Another rounding has another grid, and another omega; gptq has that of nearest, and needs no samples here."""
+    linear = RatedLinear(torch.randn(16, 128), _statistics(torch.randn(40, 128)))
+    precision = LayerPrecision("w3", 64)
+    nearest, symmetric, hqq, gptq = (
+        variance_omega([linear], precision, rounding)
+        for rounding in (NEAREST, Rounding(is_symmetric=True), Rounding("hqq"), Rounding("gptq"))
+    )
+    assert len({nearest, symmetric, hqq}) == 3
+    assert gptq == nearest

@@ -1,18 +1,21 @@
-"""What quantizing a layer costs in quality: the variance indicator of LLM-PQ (arXiv 2403.01136).
+"""The variance indicator of LLM-PQ (arXiv 2403.01136): what quantizing a layer costs in quality, without trying it.
 
 For each linear operator, omega = D_W * S_W(b)^2 * G(X) estimates the variance that rounding adds to an output, and a
 layer's omega is the sum over its operators. D_W is the number of inputs, S_W(b) the step of the weight's grid, and
 G(X) = Var[X] / 4 for deterministic rounding: an output adds up D_W errors e_i * x_i, and no e_i exceeds half a step.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 
 from llmpq.errors import InvalidInputError
+from llmpq.plan import LayerPrecision, Rounding
 from llmpq.schemes import SCHEMES
-from quantizer.rounding import INT8_MAX, round_groups, round_rows
+from quantizer.methods import round_weight
+from quantizer.rounded import SixteenBits
+from quantizer.rounding import INT8_MAX
 
 
 class RunningVariance:
@@ -77,40 +80,37 @@ class RatedLinear:
     inputs: RunningVariance
 
 
-def rate_layer(linears: Iterable[RatedLinear], schemes: Sequence[str], group_size: int) -> dict[str, float]:
-    """The omega of one layer under each of the schemes, not normalized.
+def variance_omega(linears: Iterable[RatedLinear], precision: LayerPrecision, rounding: Rounding) -> float:
+    """The omega of one layer at a precision, not normalized.
 
     Args:
         linears: All linear operators of the layer.
-        schemes: Names of schemes.
-        group_size: Group size of schemes that have groups, 0 for per channel.
+        precision: The scheme and its group size.
+        rounding: Only its grid counts here. "gptq" keeps the grid of "nearest".
     """
-    linears = tuple(linears)
-    return {scheme: sum(_omega(linear, scheme, group_size) for linear in linears) for scheme in schemes}
+    grid = replace(rounding, method="nearest") if rounding.needs_calibration else rounding
+    return sum(_omega(linear, precision, grid) for linear in linears)
 
 
-def _omega(linear: RatedLinear, scheme: str, group_size: int) -> float:
+def _omega(linear: RatedLinear, precision: LayerPrecision, rounding: Rounding) -> float:
     """D_W * S_W^2 * Var[X] / 4, and for int8 activations D_W * mean(W^2) * S_X^2 / 4 on top.
 
     The second term is the same bound with the parts exchanged: an output adds up D_W errors w_i * d_i of its rounded
     activations, and no d_i exceeds half a step S_X. (Errors spread evenly over a step have a third of either bound,
     S^2 / 12.) w16 is the reference and has neither.
     """
-    if scheme == "w16":
-        return 0.0
     num_inputs = linear.weight.shape[1]
-    omega = num_inputs * _squared_step(linear.weight, scheme, group_size) * linear.inputs.variance / 4
-    if SCHEMES[scheme].has_int8_activations:
+    omega = num_inputs * _squared_step(linear.weight, precision, rounding) * linear.inputs.variance / 4
+    if SCHEMES[precision.scheme].has_int8_activations:
         omega += num_inputs * linear.weight.float().square().mean().item() * linear.inputs.squared_int8_step / 4
     return omega
 
 
-def _squared_step(weight: torch.Tensor, scheme: str, group_size: int) -> float:
+def _squared_step(weight: torch.Tensor, precision: LayerPrecision, rounding: Rounding) -> float:
     """S_W^2: the mean over channels and groups of the squared step that the quantizer really uses.
 
     The mean, because the variances that groups add to an output sum up, and because outputs are averaged over. The
     maximum, which the authors' code takes, would let one outlier rate a whole matrix.
     """
-    bits = SCHEMES[scheme].weight_bits
-    steps = round_groups(weight, bits, group_size).scales if SCHEMES[scheme].is_grouped else round_rows(weight).scales
-    return steps.double().square().mean().item()
+    rounded = round_weight(weight, precision, rounding)
+    return 0.0 if isinstance(rounded, SixteenBits) else rounded.scales.double().square().mean().item()
