@@ -64,7 +64,7 @@ class ModelLoader:
         positions, projection = self.source.position_embedding(), self.source.embedding_projection()
         norm = self.source.embedding_norm()
         return Embedding(
-            tokens=self._table(self.source.embedding_rows),
+            tokens=self.load_table(self.source.embedding_rows),
             compute_dtype=self._dtype,
             positions=self._to_device_16(positions) if positions is not None else None,
             position_offset=self.spec.position_offset,
@@ -77,7 +77,7 @@ class ModelLoader:
         """Loads final norm and head in 16 bits; a tied head uses the embedding's memory where the stage has both."""
         norm, projection = self.source.final_norm(), self.source.head_projection()
         is_shared = self.source.is_tied and embedding is not None
-        weight = embedding.tokens if is_shared and embedding is not None else self._table(self.source.head_rows)
+        weight = embedding.tokens if is_shared and embedding is not None else self.load_table(self.source.head_rows)
         return Head(
             vocabulary=self._sixteen_bit_linear(weight),
             is_shared=is_shared,
@@ -113,7 +113,7 @@ class ModelLoader:
             eps=self.spec.norm_eps,
         )
 
-    def _table(self, rows: Callable[[], Iterator[torch.Tensor]], dtype: torch.dtype | None = None) -> torch.Tensor:
+    def load_table(self, rows: Callable[[], Iterator[torch.Tensor]], dtype: torch.dtype | None = None) -> torch.Tensor:
         """The vocabulary's matrix (vocab, embedding) in 16 bits, in `dtype` or else in that of the w16 scheme.
 
         It is larger than several layers together, so it never exists as a whole in the type that it is stored in.
@@ -125,7 +125,7 @@ class ModelLoader:
                 shape = self.source.shape.vocab_size, self.source.shape.embedding_size
                 table = torch.empty(shape, dtype=narrow.dtype, device=self._device)
             if narrow.dtype != table.dtype:  # some rows fit into float16, and others do not
-                return self._table(rows, torch.bfloat16)
+                return self.load_table(rows, torch.bfloat16)
             table[first : first + len(narrow)] = narrow
             first += len(narrow)
         return table

@@ -14,7 +14,6 @@ from llmpq.formats.exported import describe, stored_as
 from llmpq.model import read_shape
 from llmpq.plan import LayerPrecision
 from quantizer.formats.compressed_tensors import to_tensors
-from quantizer.methods import to_sixteen_bits
 from quantizer.rounded import GroupRounded, RoundedWeight
 from stage_server.device import ComputeDevice
 from stage_server.export.model_files import copy_tokenizer, write_config
@@ -38,11 +37,13 @@ class ExportReport:
         output: The directory.
         layers: Precision of each layer.
         total_bytes: Of all tensors.
+        has_tokenizer: Whether the model came with a tokenizer that could be written too.
     """
 
     output: str
     layers: tuple[LayerPrecision, ...]
     total_bytes: int
+    has_tokenizer: bool
 
 
 def export(
@@ -70,7 +71,11 @@ def export(
     stored: dict[int, StoredLinear | None] = {}
     with _appearing(request.directory) as directory:
         with ShardWriter(directory) as shards:
-            shards.add_all(outside_layers(source))
+            source.expect(range(len(precisions)), embedding=True, head=True)
+            dtypes = []
+            for name, tensor in outside_layers(loader):
+                dtypes.append(tensor.dtype)
+                shards.add(name, tensor)
             rounder = LayerRounder(loader, device, request.options.rounding, samples)
             for layer in rounder.layers(dict(enumerate(precisions))):
                 shards.add_all(in_layer(source, layer.index))
@@ -83,10 +88,9 @@ def export(
         names = linear_names(shape.family)
         layers = [stored[index] for index in range(len(precisions))]
         quantization = describe(names.layer, names.all, layers, source.spec.names.head)
-        dtype = to_sixteen_bits(source.token_embedding()).dtype
-        write_config(request.model, directory, quantization, dtype, is_tied=source.is_tied)
-        copy_tokenizer(request.model, directory)
-    return ExportReport(request.output, precisions, shards.total_bytes)
+        write_config(request.model, directory, quantization, dtypes[0], is_tied=source.is_tied)
+        has_tokenizer = copy_tokenizer(request.model, directory)
+    return ExportReport(request.output, precisions, shards.total_bytes, has_tokenizer)
 
 
 def _weights(source: ModelSource, layer: SourceLayer) -> dict[str, RoundedWeight]:

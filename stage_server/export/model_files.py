@@ -49,12 +49,16 @@ def write_config(
     config.to_json_file(directory / "config.json", use_diff=True)
 
 
-def copy_tokenizer(model: str, directory: Path) -> None:
-    """Copies tokenizer and generation settings; those inside a GGUF file become files."""
+def copy_tokenizer(model: str, directory: Path) -> bool:
+    """Copies tokenizer and generation settings; those inside a GGUF file become files. Whether there is a tokenizer."""
     files = ModelFiles.locate(model)
     if files.gguf:
-        AutoTokenizer.from_pretrained(**files.from_pretrained).save_pretrained(directory)
-        return
-    for pattern in _COPIED:
-        for path in files.directory.glob(pattern):
-            shutil.copyfile(path, directory / path.name)
+        try:
+            AutoTokenizer.from_pretrained(**files.from_pretrained).save_pretrained(directory)
+        except (OSError, ValueError, KeyError):  # no vocabulary, or of a kind that transformers does not know
+            return False
+    else:
+        for pattern in _COPIED:
+            for path in files.directory.glob(pattern):
+                shutil.copyfile(path, directory / path.name)
+    return any(directory.glob("tokenizer*"))

@@ -1,29 +1,32 @@
-"""What is copied into an exported checkpoint: all tensors but the weights of the layers' linears."""
+"""What an exported checkpoint has beside the weights of the layers' linears."""
 
 from collections.abc import Iterable, Iterator
 
 import torch
 
 from quantizer.methods import to_sixteen_bits
+from stage_server.loader import ModelLoader
 from stage_server.source import ModelSource
 
 _MATRIX_DIMENSIONS = 2
 
 
-def outside_layers(source: ModelSource) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and tensors of embedding, final norm, and the head unless it is the embedding."""
+def outside_layers(loader: ModelLoader) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors of the embedding, which comes first, of the final norm, and of the head if it has its own."""
+    source = loader.source
     names = source.spec.names
-    modules = (
-        names.token_embedding,
+    prefix = names.prefixes[0]
+    yield f"{prefix}{names.token_embedding}.weight", loader.load_table(source.embedding_rows)
+    if not source.is_tied:
+        yield f"{names.head}.weight", loader.load_table(source.head_rows)
+    others = (
         names.position_embedding,
         names.embedding_norm,
         names.embedding_projection,
         names.head_projection,
         names.final_norm,
     )
-    yield from _copied(source, (names.prefixes[0] + module for module in modules if module is not None))
-    if not source.is_tied:
-        yield from _copied(source, (names.head,))
+    yield from _copied(source, (prefix + module for module in others if module is not None))
 
 
 def in_layer(source: ModelSource, index: int) -> Iterator[tuple[str, torch.Tensor]]:

@@ -42,11 +42,12 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
             self._finish()
 
     def add_all(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Takes tensors on any device, by name; they must not change any more."""
+        """As `add`, of several by their names."""
         for name, tensor in tensors:
-            self._add(name, tensor)
+            self.add(name, tensor)
 
-    def _add(self, name: str, tensor: torch.Tensor) -> None:
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Takes a tensor on any device; it must not change any more."""
         if self._waiting and self._waiting_bytes + tensor.nbytes > self._max_shard_bytes:
             self._flush()
         self._waiting[name] = tensor.cpu().contiguous()
