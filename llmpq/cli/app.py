@@ -7,6 +7,7 @@ from llmpq.cli.eval_tasks import tasks
 from llmpq.cli.plan import plan
 from llmpq.cli.results import cancel, results
 from llmpq.cli.run_batch import run_batch
+from llmpq.cli.sensitivity import sensitivity
 from llmpq.cli.status import status
 from llmpq.cli.up import up
 
@@ -41,4 +42,5 @@ app.command("results")(results)
 app.command("cancel")(cancel)
 app.command("status")(status)
 app.command("plan")(plan)
+app.command("sensitivity")(sensitivity)
 app.add_typer(evaluations, name="eval")

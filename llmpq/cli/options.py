@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llmpq.cli.precisions import given_precisions
-from llmpq.plan import ROUNDING_METHODS, PlanOptions, Rounding
+from llmpq.plan import INDICATORS, ROUNDING_METHODS, PlanOptions, Rounding
 from llmpq.schemes import GROUP_SIZES, SCHEMES
 
 #: Environment variable that stands in for --coordinator.
@@ -20,7 +20,8 @@ def _host_and_port(address: str) -> str:
     return address
 
 
-def _known_scheme(scheme: str) -> str:
+def known_scheme(scheme: str) -> str:
+    """The scheme; raises BadParameter if there is none of that name."""
     if scheme and scheme not in SCHEMES:
         raise typer.BadParameter(f"'{scheme}' is not one of {', '.join(SCHEMES)}.")
     return scheme
@@ -30,6 +31,12 @@ def _known_rounding(rounding: str) -> str:
     if rounding and rounding not in ROUNDING_METHODS:
         raise typer.BadParameter(f"'{rounding}' is not one of {', '.join(ROUNDING_METHODS)}.")
     return rounding
+
+
+def _known_indicator(indicator: str) -> str:
+    if indicator and indicator not in INDICATORS:
+        raise typer.BadParameter(f"'{indicator}' is not one of {', '.join(INDICATORS)}.")
+    return indicator
 
 
 def _known_group(group: int | None) -> int | None:
@@ -67,7 +74,7 @@ Scheme = Annotated[
     str,
     typer.Option(
         metavar="|".join(SCHEMES),
-        callback=_known_scheme,
+        callback=known_scheme,
         help="Store every layer at this precision, instead of letting the planner choose.",
     ),
 ]
@@ -86,6 +93,14 @@ RoundingMethod = Annotated[
         metavar="|".join(ROUNDING_METHODS),
         callback=_known_rounding,
         help=f"How weights are rounded. [dim]\\[default: {ROUNDING_METHODS[0]}][/dim]",
+    ),
+]
+Indicator = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(INDICATORS),
+        callback=_known_indicator,
+        help=f"How the cost of quantizing a layer is rated. [dim]\\[default: {INDICATORS[0]}][/dim]",
     ),
 ]
 Symmetric = Annotated[bool, typer.Option("--symmetric", help="Round w4 and w3 around zero, as some formats want.")]
@@ -121,6 +136,7 @@ def plan_options(
     precisions: str = "",
     rounding: str = "",
     symmetric: bool = False,
+    indicator: str = "",
 ) -> PlanOptions:
     """The options that the flags ask for; a mesh started for the call uses all the stages that were asked for.
 
@@ -140,6 +156,7 @@ def plan_options(
         group_size=given.group_size if group is None else group,
         rounding=Rounding(rounding, symmetric) if rounding or symmetric else given.rounding,
         use_all_devices=is_local,
+        indicator=indicator,
     )
 
 

@@ -37,6 +37,7 @@ def run_batch(
     group: options.Group = None,
     rounding: options.RoundingMethod = "",
     symmetric: options.Symmetric = False,
+    indicator: options.Indicator = "",
     quality_weight: options.QualityWeight = None,
     quality_budget: options.QualityBudget = None,
     max_tokens: Annotated[int, typer.Option(min=0, help="For lines that set none; 0 is the endpoint's default.")] = 0,
@@ -72,6 +73,7 @@ def run_batch(
         group=group,
         rounding=rounding,
         symmetric=symmetric,
+        indicator=indicator,
         quality_weight=quality_weight,
         quality_budget=quality_budget,
     )

@@ -156,13 +156,26 @@ def test_flags_become_plan_options(
     """--scheme forces one precision; other people's devices are not forced into the pipeline."""
     arguments = ("run-batch", "-i", prompts, "-o", tmp_path / "o", "--coordinator", background_coordinator.address)
     terminal.run(
-        *arguments, "--model", STORIES, "--scheme", "w4", "--group", 0, "--quality-budget", 0.5, "--max-tokens", 9
+        *arguments,
+        "--model",
+        STORIES,
+        "--scheme",
+        "w4",
+        "--group",
+        0,
+        "--quality-budget",
+        0.5,
+        "--max-tokens",
+        9,
+        "--indicator",
+        "hessian",
     )
     options = background_coordinator.submissions[0]
     assert options.model == str(STORIES)
     assert options.default_max_tokens == 9
     assert list(options.plan_options.allowed_schemes) == ["w4"]
     assert (options.plan_options.group_size, options.plan_options.quality_budget) == (0, 0.5)
+    assert options.plan_options.indicator == "hessian"
     assert not options.plan_options.use_all_devices
 
 
@@ -237,6 +250,43 @@ def test_plan_compares_strategies(terminal: Terminal, address: str) -> None:
     assert terminal.run(*arguments, "--strategy", "uniform").status == 1
 
 
+def test_sensitivity_shows_a_bar_for_each_layer_and_scheme(
+    terminal: Terminal, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bars grow with the logarithm of the rating, sums are at the bottom, and w16 costs nothing to show."""
+    monkeypatch.setattr(stdout, "width", 80)
+    outcome = terminal.run("sensitivity", "--model", "models/m", "--coordinator", address)
+    assert outcome.status == 0
+    assert "Measuring" in outcome.err
+    shown = outcome.out
+    for text in ("m: variance, nearest rounding, groups of 64", "from 1e-05 to 1", "w8", "w4"):
+        assert text in shown
+    assert "w16" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    rows = [line.split() for line in shown.splitlines()]
+    assert [row[1::2] for row in rows if row[:1] in (["0"], ["1"])] == [["9.09e-05", "0.0909"], ["0.000909", "0.909"]]
+    assert ["all", "0.001", "1"] in rows
+    bars = [len(bar) for row in rows if row[:1] in (["0"], ["1"]) for bar in row[2::2]]
+    assert bars[0] < bars[2] < bars[1] < bars[3]
+
+
+def test_sensitivity_as_a_document(terminal: Terminal, background_coordinator: FakeCoordinator, tmp_path: Path) -> None:
+    """--json prints what --output writes: each layer at each scheme, and what was asked."""
+    arguments = ("sensitivity", "--model", "models/m", "--coordinator", background_coordinator.address)
+    asked = ("--scheme", "w4", "--scheme", "w8", "--indicator", "loss", "--rounding", "hqq", "--group", 128)
+    outcome = terminal.run(*arguments, *asked, "--output", tmp_path / "m.json", "--json")
+    document = json.loads(outcome.out)
+    assert json.loads((tmp_path / "m.json").read_text()) == document
+    settings = {key: document[key] for key in ("model", "indicator", "rounding", "symmetric", "group")}
+    assert settings == {"model": "models/m", "indicator": "loss", "rounding": "hqq", "symmetric": False, "group": 128}
+    assert [row["layer"] for row in document["layers"]] == [0, 1]
+    assert document["layers"][1]["omega"] == {"w8": pytest.approx(0.01 / 11), "w4": pytest.approx(10 / 11)}
+    assert document["total"] == {"w8": pytest.approx(0.001), "w4": pytest.approx(1)}
+    (options,) = background_coordinator.rating_options
+    assert (options.indicator, options.rounding.method, options.group_size) == ("loss", "hqq", 128)
+    assert list(options.allowed_schemes) == ["w4", "w8"]
+
+
 def test_errors_are_one_line_without_a_traceback(terminal: Terminal, address: str, tmp_path: Path) -> None:
     """What the coordinator, the network and the file system refuse exits with 1 and names the object."""
     output = tmp_path / "missing" / "o.jsonl"
@@ -282,6 +332,9 @@ def test_wrong_usage_exits_with_2_and_teaches(terminal: Terminal, prompts: Path,
         ((*batch, "--coordinator", "h:1", "--stages", 2), "not both"),
         ((*batch, "--scheme", "w5"), "w16, w8, w8a8, w4, w3"),
         ((*batch, "--group", 7), "0, 32, 64, 128"),
+        ((*batch, "--indicator", "guess"), "variance, hessian, loss, random"),
+        (("sensitivity", "--model", "m", "--scheme", "w5"), "w16, w8, w8a8, w4, w3"),
+        (("sensitivity", "--model", "m", "--scheme", "w16"), "costs nothing"),
         ((*batch, "--quality-weight", 1, "--quality-budget", 1), "not both"),
         (("run-batch", "-i", prompts, "-o", prompts), "replace the input"),
         (("run-batch", "-i", tmp_path / "none", "-o", "o"), "does not exist"),
@@ -296,7 +349,7 @@ def test_every_command_teaches_by_example_and_names_its_json_keys(terminal: Term
     """--help of each command has examples and the keys of its document."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     names = [(name,) for name in commands if name != "eval"] + [("eval", "ppl"), ("eval", "tasks")]
-    assert len(names) == 8
+    assert len(names) == 9
     for name in names:
         outcome = terminal.run(*name, "--help")
         assert outcome.status == 0

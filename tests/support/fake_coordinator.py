@@ -34,6 +34,7 @@ class FakeCoordinator(CoordinatorServiceServicer):
         is_full: Refuse submissions.
         is_stuck: Batches never end, and no result comes.
         submissions: Options of every submission.
+        rating_options: Options of every RateLayers.
     """
 
     address: str = ""
@@ -43,6 +44,7 @@ class FakeCoordinator(CoordinatorServiceServicer):
     is_stuck: bool = False
     final_state: pb.BatchState.ValueType = pb.BATCH_STATE_COMPLETED
     submissions: list[pb.BatchOptions] = field(default_factory=list)
+    rating_options: list[plan_pb2.PlanOptions] = field(default_factory=list)
     batches: dict[str, pb.Batch] = field(default_factory=dict)
     outcomes: dict[str, list[pb.GetResultsResponse]] = field(default_factory=dict)
 
@@ -157,6 +159,20 @@ class FakeCoordinator(CoordinatorServiceServicer):
             for strategy in request.strategies or [request.options.strategy]
         ]
         yield pb.PreviewPlanResponse(results=results)
+
+    async def RateLayers(  # noqa: N802
+        self, request: pb.RateLayersRequest, _context: object
+    ) -> AsyncIterator[pb.RateLayersResponse]:
+        """Rates two layers, the second as ten times as sensitive as the first."""
+        self.rating_options.append(request.options)
+        yield pb.RateLayersResponse(status_message="Measuring")
+        costs = {"w16": 0.0, "w8": 0.001, "w4": 1.0}
+        ratings = [
+            plan_pb2.LayerSensitivity(layer=layer, scheme=scheme, omega=costs[scheme] * share / 11)
+            for scheme in request.options.allowed_schemes or costs
+            for layer, share in enumerate((1, 10))
+        ]
+        yield pb.RateLayersResponse(sensitivities=ratings)
 
     def _find(self, batch_id: str) -> pb.Batch:
         if batch_id not in self.batches:
