@@ -7,6 +7,7 @@ import torch
 
 from llmpq.errors import InvalidInputError
 from llmpq.schemes import GROUP_SIZES, SCHEMES
+from quantizer.cuda.build import triton_linear
 from quantizer.dynamic_int8 import DynamicInt8Linear, SimulatedInt8Linear
 from quantizer.multi_path import MultiPathLinear
 from quantizer.native.library import kernels
@@ -49,7 +50,8 @@ def build_linear(
     device = _device_of(weight)
     supported_schemes(device)
     bias = bias.detach().to(device, compute_dtype) if bias is not None else None
-    layer = _layer_of(weight, bias, scheme, device)
+    layer = triton_linear(weight, bias, scheme, compute_dtype) if device.type == "cuda" else None
+    layer = layer or _layer_of(weight, bias, scheme, device)
     if isinstance(layer, MultiPathLinear):
         layer.choose_paths(device, compute_dtype)
     return layer
