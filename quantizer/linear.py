@@ -50,8 +50,8 @@ def build_linear(
     device = _device_of(weight)
     supported_schemes(device)
     bias = bias.detach().to(device, compute_dtype) if bias is not None else None
-    layer = triton_linear(weight, bias, scheme, compute_dtype) if device.type == "cuda" else None
-    layer = layer or _layer_of(weight, bias, scheme, device)
+    by_triton = triton_linear(weight, bias, scheme, compute_dtype) if device.type == "cuda" else None
+    layer = by_triton or _layer_of(weight, bias, scheme, device)
     if isinstance(layer, MultiPathLinear):
         layer.choose_paths(device, compute_dtype)
     return layer
