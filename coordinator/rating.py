@@ -4,20 +4,18 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from coordinator.calibration import calibration_digest, calibration_samples
+from coordinator.calibration import calibration_samples
 from coordinator.cluster import Member
 from coordinator.links import OnMeasured, StageLink
 from coordinator.measurements import MeasurementCache
 from coordinator.omega import REFERENCE_SCHEME, normalize, random_ratings
 from coordinator.status import Report, counting
+from llmpq.calibration_text import calibration_digest
 from llmpq.errors import PreconditionError
 from llmpq.model import ModelFiles, read_shape
 from llmpq.plan import LayerSensitivity, PlanOptions
 from llmpq.rating import RatingRequest
 from llmpq.stage_load import TokenSequence
-
-#: Samples on which the loss is measured, which takes much longer than the other indicators and needs fewer.
-_LOSS_SAMPLES = 4
 
 
 class LayerRater:
@@ -67,7 +65,7 @@ class LayerRater:
             "group_size": options.effective_group_size,
             "rounding": [options.rounding.effective_method, options.rounding.is_symmetric],
             "indicator": options.effective_indicator,
-            "samples": [calibration_digest(), _num_samples(options)],
+            "samples": calibration_digest(),
         }
         ratings = {scheme: self._cache.load(LayerSensitivity, subject | {"scheme": scheme}) for scheme in schemes}
         unrated = [scheme for scheme, entries in ratings.items() if entries is None]
@@ -91,7 +89,7 @@ async def _measure(
     raters = _schemes_of_raters(members, schemes)
     doing = f"Measuring what quantizing each layer costs in quality, by indicator {options.effective_indicator}"
     report(f"{doing}.")
-    samples = (await asyncio.to_thread(calibration_samples, model))[: _num_samples(options)]
+    samples = await asyncio.to_thread(calibration_samples, model)
     request = RatingRequest(
         model=model,
         schemes=(),
@@ -103,11 +101,6 @@ async def _measure(
     on_measured = counting(report, doing, "steps")
     asking = [_ask(rater, replace(request, schemes=of_rater), on_measured) for rater, of_rater in raters.items()]
     return tuple(entry for answer in await asyncio.gather(*asking) for entry in answer)
-
-
-def _num_samples(options: PlanOptions) -> int | None:
-    """How many of the calibration samples an indicator is measured on; None is all."""
-    return _LOSS_SAMPLES if options.effective_indicator == "loss" else None
 
 
 def _schemes_of_raters(members: Sequence[Member], schemes: Iterable[str]) -> dict[Member, tuple[str, ...]]:

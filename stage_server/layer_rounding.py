@@ -57,8 +57,9 @@ class LayerRounder:
         if uncalibrated:
             wanted = tuple(uncalibrated)
             for layer in calibrated_layers(self._loader, self._device, self._samples, InputStatistics, wanted):
-                rounded = self._rounded(layer.source, precisions[layer.index], layer.inputs)
-                self._cache.save(rounded, precisions[layer.index])
+                precision = precisions[layer.index]
+                rounded = rounded_layer(self._loader, layer.source, precision, self._rounding, layer.inputs)
+                self._cache.save(rounded, precision)
                 yield rounded
 
     def _parts(
@@ -80,7 +81,7 @@ class LayerRounder:
         layer: SourceLayer | None = None
         for part in parts:
             is_made = part.stored_at is None
-            rounded = self._rounded(part, precisions[part.index])
+            rounded = rounded_layer(self._loader, part, precisions[part.index], self._rounding)
             layer = layer.joined(rounded) if layer else rounded
             del part, rounded  # of which the next ones take the place
             if len(layer.linears) == len(self._loader.spec.names.linears):
@@ -89,18 +90,30 @@ class LayerRounder:
                 yield layer
                 layer = None
 
-    def _rounded(
-        self, part: SourceLayer, precision: LayerPrecision, inputs: Mapping[str, InputStatistics] | None = None
-    ) -> SourceLayer:
-        """A layer, or a part of one, with its linears rounded on the device."""
-        if part.stored_at is not None and part.stored_at != precision:
-            what = f"Layer {part.index} of the model at '{self._loader.model}'"
-            raise other_precision(what, part.stored_at, precision)
-        linears = {
-            role: replace(
-                linear,
-                stored=self._loader.round_linear(linear, precision, self._rounding, (inputs or {}).get(role)),
-            )
-            for role, linear in part.linears.items()
-        }
-        return replace(part, linears=linears, stored_at=precision)
+
+def rounded_layer(
+    loader: ModelLoader,
+    part: SourceLayer,
+    precision: LayerPrecision,
+    rounding: Rounding,
+    inputs: Mapping[str, InputStatistics] | None = None,
+) -> SourceLayer:
+    """A layer, or a part of one, with its linears rounded on the device, unless they are stored so.
+
+    Args:
+        loader: Of the model.
+        part: As its source gives it.
+        precision: Of all its linears.
+        rounding: How.
+        inputs: What the linears read, by role, for roundings that need it.
+
+    Raises:
+        InvalidInputError: It is stored at another precision, or as `round_weight`.
+    """
+    if part.stored_at is not None and part.stored_at != precision:
+        raise other_precision(f"Layer {part.index} of the model at '{loader.model}'", part.stored_at, precision)
+    linears = {
+        role: replace(linear, stored=loader.round_linear(linear, precision, rounding, (inputs or {}).get(role)))
+        for role, linear in part.linears.items()
+    }
+    return replace(part, linears=linears, stored_at=precision)

@@ -32,7 +32,7 @@ from stage_server.loader import ModelLoader
 from stage_server.sample_run import SampleRun, States
 from stage_server.sensitivity.gradients import DifferentiableLinear, loss_gradients
 from stage_server.sensitivity.operators import operator_sizes
-from stage_server.sensitivity.served import calibrating, served_layer
+from stage_server.sensitivity.served import calibrating, served_layers
 
 #: Of the draws of next tokens: the same model and samples always give the same ratings.
 _SEED = 0
@@ -49,7 +49,7 @@ def rate_by_hessian(loader: ModelLoader, device: ComputeDevice, request: RatingR
     states = run.embedded()
     for index in range(num_layers):
         kept.append([state.cpu() for state in states])
-        states = run.through(loader.build_layer(loader.source.layer(index), EXACT), states)
+        states = run.through(loader.build_layer(loader.source.layer(index).as_floats(), EXACT), states)
         yield RatingProgress((), index + 1, 2 * num_layers)
     generator = torch.Generator(device.torch_device).manual_seed(_SEED)
     head = loader.load_head(None)
@@ -79,16 +79,12 @@ class _LayerMeter:
             states: What it reads.
             gradients: Of the loss by what it makes of them.
         """
-        source = self._loader.source.layer(index)
+        source = self._loader.source.layer(index).as_floats()
         layer = self._loader.build_layer(source, EXACT)
         with calibrating(layer, self._request.rounding) as inputs:
             if inputs:
                 self._run.through(layer, states)
-        served = {
-            scheme: served_layer(self._loader, source, self._request.precision(scheme), self._request.rounding, inputs)
-            for scheme in self._request.schemes
-            if scheme != EXACT.scheme
-        }
+        served = dict(served_layers(self._loader, source, self._request, inputs))
         squares = dict.fromkeys(self._request.schemes, 0.0)
         _observe(layer, {scheme: other.linears for scheme, other in served.items()}, squares, self._loader.spec)
         before = [

@@ -11,6 +11,7 @@ schemes * layers^2 / 2 layers are run in all, and a head for each variant.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch.nn.functional import kl_div
@@ -22,10 +23,12 @@ from stage_server.device import ComputeDevice
 from stage_server.ends import Head
 from stage_server.loader import ModelLoader
 from stage_server.sample_run import SampleRun, States
-from stage_server.sensitivity.served import calibrating, served_layer
+from stage_server.sensitivity.served import calibrating, served_layers
 
 #: Share of the device's budget for the hidden states of variants. What does not fit is left to another pass.
 _STATES_SHARE = 0.25
+#: Tokens on which losses are measured: noise is small already.
+_MAX_TOKENS = 1024
 #: Logits that exist at a time, of each of two models.
 _MAX_LOGITS = 2**24
 
@@ -41,15 +44,16 @@ class Variant:
 def rate_by_loss(loader: ModelLoader, device: ComputeDevice, request: RatingRequest) -> Iterator[RatingProgress]:
     """See `rate_layers`; a step is a layer, through which all variants go that left the exact run before it.
 
-    The hidden states of variants take a quarter of the device's budget at most, unless those of one layer take more:
-    where they do not all fit, they go in several passes, each from where the last one's first variants left.
+    Losses are measured on the first samples, `_MAX_TOKENS` in all; roundings are calibrated by all samples. Hidden
+    states of variants take a quarter of the device's budget at most, unless those of one layer take more: where they do
+    not all fit, they go in several passes, each from the first layer whose variants the pass before left out.
     """
-    run = SampleRun(loader, device, request.token_ids)
-    meter = _LossMeter(loader, run, request)
+    meter = _LossMeter(loader, device, request)
     num_layers = loader.spec.num_layers
-    states = run.embedded()
-    max_variants = int(_STATES_SHARE * device.description.memory_budget_bytes) // sum(state.nbytes for state in states)
-    passes = _passes(num_layers, max_variants // max(1, len(meter.schemes)))
+    states = meter.embedded()
+    passes = _passes(
+        num_layers, int(_STATES_SHARE * device.description.memory_budget_bytes) // meter.layer_bytes(states)
+    )
     num_steps, num_done = sum(num_layers - layers.start for layers in passes), 0
     for layers in passes:
         exact, variants = states, dict[Variant, States]()
@@ -63,17 +67,23 @@ def rate_by_loss(loader: ModelLoader, device: ComputeDevice, request: RatingRequ
 
 
 class _LossMeter:
-    """Takes variants through layers, and compares them at the end.
+    """Takes variants through layers, and compares them at the end."""
 
-    Attributes:
-        schemes: Those that there are variants of: all but the exact one.
-    """
-
-    def __init__(self, loader: ModelLoader, run: SampleRun, request: RatingRequest) -> None:
+    def __init__(self, loader: ModelLoader, device: ComputeDevice, request: RatingRequest) -> None:
         self._loader = loader
-        self._run = run
         self._request = request
-        self.schemes = tuple(scheme for scheme in request.schemes if scheme != EXACT.scheme)
+        samples = request.token_ids
+        self._num_rated = sum(total <= _MAX_TOKENS for total in accumulate(map(len, samples))) or 1
+        needed = samples if request.rounding.needs_calibration else samples[: self._num_rated]
+        self._run = SampleRun(loader, device, needed)
+
+    def embedded(self) -> States:
+        """What the first layer reads."""
+        return self._run.embedded()
+
+    def layer_bytes(self, states: States) -> int:
+        """Bytes that the variants of one layer take, given some layer's states."""
+        return len(self._request.schemes) * sum(state.nbytes for state in states[: self._num_rated])
 
     def step(self, index: int, exact: States, variants: dict[Variant, States], *, is_leaving: bool) -> States:
         """Takes the exact run and all variants through a layer; returns the states of the exact run behind it.
@@ -84,21 +94,20 @@ class _LossMeter:
             variants: What it reads in each variant; replaced by what it makes of that.
             is_leaving: Whether its own variants are added.
         """
-        source = self._loader.source.layer(index)
+        source = self._loader.source.layer(index).as_floats()
         layer = self._loader.build_layer(source, EXACT)
         for variant, states in variants.items():
             variants[variant] = self._run.through(layer, states)
         with calibrating(layer, self._request.rounding) as inputs:
             after = self._run.through(layer, exact)
-        for scheme in self.schemes if is_leaving else ():
-            precision = self._request.precision(scheme)
-            served = served_layer(self._loader, source, precision, self._request.rounding, inputs)
-            variants[Variant(index, scheme)] = self._run.through(served, exact)
+        if is_leaving:
+            for scheme, served in served_layers(self._loader, source, self._request, inputs):
+                variants[Variant(index, scheme)] = self._run.through(served, exact[: self._num_rated])
         return after
 
     def ratings(self, layers: range, exact: States, variants: Mapping[Variant, States]) -> tuple[LayerSensitivity, ...]:
         """The losses of layers at all schemes, from the states of all their variants behind the last layer."""
-        losses = _divergences(self._loader.load_head(None), exact, variants)
+        losses = _divergences(self._loader.load_head(None), exact[: self._num_rated], variants)
         return tuple(
             LayerSensitivity(layer, scheme, losses.get(Variant(layer, scheme), 0.0))
             for layer in layers

@@ -1,30 +1,34 @@
-"""Layers as they would be served at some precision, to be tried out beside the exact ones."""
+"""Layers as they would be served at some precision, to be tried beside the exact ones."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 
-from llmpq.plan import LayerPrecision, Rounding
+from llmpq.plan import Rounding
+from llmpq.rating import RatingRequest
 from quantizer.input_statistics import InputStatistics
-from stage_server.calibration import recorded_inputs
+from stage_server.calibration import EXACT, recorded_inputs
 from stage_server.decoder_layer import DecoderLayer
+from stage_server.layer_rounding import rounded_layer
 from stage_server.loader import ModelLoader
 from stage_server.source import SourceLayer
 
 
-def served_layer(
-    loader: ModelLoader,
-    source: SourceLayer,
-    precision: LayerPrecision,
-    rounding: Rounding,
-    inputs: Mapping[str, InputStatistics],
-) -> DecoderLayer:
-    """A layer of floats, rounded and built; `inputs` by role, for roundings that need them."""
-    linears = {
-        role: replace(linear, stored=loader.round_linear(linear, precision, rounding, inputs.get(role)))
-        for role, linear in source.linears.items()
-    }
-    return loader.build_layer(replace(source, linears=linears, stored_at=precision), precision)
+def served_layers(
+    loader: ModelLoader, source: SourceLayer, request: RatingRequest, inputs: Mapping[str, InputStatistics]
+) -> Iterator[tuple[str, DecoderLayer]]:
+    """A layer at each of the schemes to be rated, but for the exact one, which costs nothing.
+
+    Args:
+        loader: Of the model.
+        source: The layer as floats.
+        request: Says which schemes, groups and rounding.
+        inputs: What its linears read, by role, for roundings that need it.
+    """
+    for scheme in request.schemes:
+        if scheme != EXACT.scheme:
+            precision = request.precision(scheme)
+            rounded = rounded_layer(loader, source, precision, request.rounding, inputs)
+            yield scheme, loader.build_layer(rounded, precision)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ async def test_the_unit_is_rated_even_if_it_may_not_be_used(bench: Bench) -> Non
 
 
 async def test_raters_are_told_indicator_rounding_and_group(bench: Bench) -> None:
-    """What the options say of ratings reaches the stage; the loss is measured on the first samples only."""
+    """What the options say of ratings reaches the stage."""
     rounding = Rounding("hqq", is_symmetric=True)
     async with bench.running():
         stage = await bench.add_stage("a")
@@ -50,9 +50,6 @@ async def test_raters_are_told_indicator_rounding_and_group(bench: Bench) -> Non
     assert [request.indicator for request in stage.ratings] == ["variance", "hessian", "loss"]
     assert {request.rounding.method for request in stage.ratings} == {"hqq"}
     assert all(request.rounding.is_symmetric and request.group_size == 128 for request in stage.ratings)
-    whole, _, few = ([list(sample.token_ids) for sample in request.samples] for request in stage.ratings)
-    assert 0 < len(few) < len(whole)
-    assert few == whole[: len(few)]
 
 
 async def test_each_scheme_is_rated_once(bench: Bench) -> None:

@@ -132,6 +132,19 @@ def test_losses_do_not_depend_on_memory(save_model: SaveModel) -> None:
     assert omegas(in_passes) == omegas(whole)
 
 
+def test_losses_are_measured_on_the_first_samples(save_model: SaveModel) -> None:
+    """Samples beyond the first 1,024 tokens change no loss, unless weights are rounded by them."""
+    directory, _ = save_model("llama-gqa-untied")
+    samples = tuple(tuple(random_tokens(seed, 100)) for seed in range(12))
+    rated = {}
+    for method in ("nearest", "gptq"):
+        few, many = (
+            rate(directory, indicator="loss", rounding=Rounding(method), samples=samples[:n]) for n in (10, 12)
+        )
+        rated[method] = omegas(few) == omegas(many)
+    assert rated == {"nearest": True, "gptq": False}
+
+
 @pytest.mark.parametrize("indicator", ["hessian", "loss"])
 def test_ratings_are_of_the_rounding_that_is_served(save_model: SaveModel, indicator: str) -> None:
     """Calibrated by the very samples, gptq leaves less to rate than rounding to the nearest."""
