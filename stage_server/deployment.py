@@ -140,7 +140,10 @@ class Deployment:
             tuple(frame.counts),
             self._device.torch_device,
         )
-        output = self._weights.hidden_states(tensor_of(frame, self._device.torch_device), layout, self._cache)
+        inputs = tensor_of(frame, self._device.torch_device)
+        if not self.load.is_first:  # the stage before may compute in another type
+            inputs = inputs.to(self._device.compute_dtype)
+        output = self._weights.hidden_states(inputs, layout, self._cache)
         if self._weights.head is not None:
             output = self._weights.results(output, layout, frame)
         data_type, dimensions, payload = payload_of(output)

@@ -62,9 +62,12 @@ class ResultSink:
 
 
 @asynccontextmanager
-async def stage_server(memory_budget: int = 10**9) -> AsyncIterator[tuple[str, Stage]]:
+async def stage_server(
+    memory_budget: int = 10**9, compute_dtype: torch.dtype = torch.float32
+) -> AsyncIterator[tuple[str, Stage]]:
     """A stage server in this process: its address and its state."""
-    async with Stage("stage-under-test", open_device(StageConfig(memory_budget=memory_budget))) as stage:
+    device = replace(open_device(StageConfig(memory_budget=memory_budget)), compute_dtype=compute_dtype)
+    async with Stage("stage-under-test", device) as stage:
 
         def add(server: grpc.aio.Server) -> None:
             stage_service_pb2_grpc.add_StageServiceServicer_to_server(StageServicer(stage), server)
@@ -145,13 +148,16 @@ def int32_of(frame: Frame) -> list[int]:
 
 
 @asynccontextmanager
-async def pipeline(model: str, num_stages: int) -> AsyncIterator[tuple[ForwardStream, ResultSink]]:
+async def pipeline(
+    model: str, num_stages: int, compute_dtypes: Sequence[torch.dtype] = ()
+) -> AsyncIterator[tuple[ForwardStream, ResultSink]]:
     """Loaded stage servers in a row with a sink behind them, and the stream into the first."""
     cuts = range(1, num_stages)
+    dtypes = compute_dtypes or [torch.float32] * num_stages
     async with AsyncExitStack() as stack:
         next_address, sink = await stack.enter_async_context(result_sink())
         for stage in reversed(range(num_stages)):
-            address, _ = await stack.enter_async_context(stage_server())
+            address, _ = await stack.enter_async_context(stage_server(compute_dtype=dtypes[stage]))
             await load(address, load_request(model, next_address, stage=stage, cuts=cuts))
             next_address = address
         stream = await stack.enter_async_context(ForwardStream(next_address))
@@ -193,6 +199,25 @@ async def test_scores_equal_log_softmax(save_model: SaveModel) -> None:
         expected = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
     scores = torch.tensor(np.frombuffer(result.payload, dtype="<f4").copy())
     torch.testing.assert_close(scores, expected[range(len(prompt) - 1), prompt[1:]], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("narrow_stage", [0, 1])
+async def test_stages_may_compute_in_different_types(save_model: SaveModel, narrow_stage: int) -> None:
+    """A stage that computes in bfloat16, as on a GPU, passes on to one in float32, as on a CPU, and the other way."""
+    directory, model = save_model("llama-gqa-untied")
+    prompt = PROMPTS[2]
+    dtypes = [torch.float32, torch.float32]
+    dtypes[narrow_stage] = torch.bfloat16
+    async with pipeline(directory, 2, dtypes) as (stream, sink):
+        targets = [*prompt[1:], -1]
+        frame = token_frame(0, Phase.PREFILL, [prompt], (0,), output=FrameOutput.SCORES, emits=[], targets=targets)
+        await stream.send(encode_frame(frame))
+        result = await sink.results.get()
+
+    with torch.no_grad():
+        expected = model(torch.tensor([prompt])).logits[0].log_softmax(-1)[range(len(prompt) - 1), prompt[1:]]
+    scores = torch.tensor(np.frombuffer(result.payload, dtype="<f4").copy())
+    torch.testing.assert_close(scores, expected, atol=0.1, rtol=0.02)
 
 
 async def test_only_emitting_sequences_return_tokens(save_model: SaveModel) -> None:
