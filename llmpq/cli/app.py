@@ -4,6 +4,7 @@ import typer
 
 from llmpq.cli.eval_perplexity import perplexity
 from llmpq.cli.eval_tasks import tasks
+from llmpq.cli.export import export
 from llmpq.cli.plan import plan
 from llmpq.cli.results import cancel, results
 from llmpq.cli.run_batch import run_batch
@@ -43,4 +44,5 @@ app.command("cancel")(cancel)
 app.command("status")(status)
 app.command("plan")(plan)
 app.command("sensitivity")(sensitivity)
+app.command("export")(export)
 app.add_typer(evaluations, name="eval")

@@ -6,8 +6,9 @@ import pytest
 from bench import Bench
 from mesh import completion
 
-from coordinator.calibration import MAX_SAMPLE_TOKENS, calibration_samples
+from coordinator.calibration import calibration_samples
 from llmpq import BatchState, PlanOptions
+from llmpq.calibration_text import MAX_SAMPLE_TOKENS
 from llmpq.errors import NotFoundError, PreconditionError, UnavailableError
 from llmpq.model import read_shape
 from llmpq.plan import LengthBucket
@@ -118,7 +119,7 @@ async def test_a_preview_needs_devices_and_a_model(bench: Bench) -> None:
 def test_calibration_text_ships_with_the_package(opt_bytes: str) -> None:
     """There are 16 samples of the same number of tokens, and the file says where they come from."""
     samples = calibration_samples(opt_bytes)
-    header = (Path(__file__).parents[2] / "coordinator" / "calibration.jsonl").read_text().splitlines()[0]
+    header = (Path(__file__).parents[2] / "llmpq" / "calibration.jsonl").read_text().splitlines()[0]
 
     assert [len(sample) for sample in samples] == [MAX_SAMPLE_TOKENS] * 16
     assert "ODC-BY" in header
