@@ -51,15 +51,20 @@ def build_linear(
     supported_schemes(device)
     bias = bias.detach().to(device, compute_dtype) if bias is not None else None
     by_triton = triton_linear(weight, bias, scheme, compute_dtype) if device.type == "cuda" else None
-    layer = by_triton or _layer_of(weight, bias, scheme, device)
+    layer = by_triton or _layer_of(weight, bias, scheme, compute_dtype)
     if isinstance(layer, MultiPathLinear):
         layer.choose_paths(device, compute_dtype)
     return layer
 
 
-def _layer_of(weight: RoundedWeight, bias: torch.Tensor | None, scheme: str, device: torch.device) -> QuantizedLinear:
+def _layer_of(
+    weight: RoundedWeight, bias: torch.Tensor | None, scheme: str, compute_dtype: torch.dtype
+) -> QuantizedLinear:
+    device = _device_of(weight)
     if isinstance(weight, SixteenBits):
-        return SixteenBitLinear(weight.weight, bias)
+        # Of two types of 16 bits it is the one computed in, so that the weight is not converted for every product.
+        is_narrow = compute_dtype.itemsize == weight.weight.itemsize
+        return SixteenBitLinear(weight.weight.to(compute_dtype) if is_narrow else weight.weight, bias)
     if isinstance(weight, RowRounded) and not SCHEMES[scheme].has_int8_activations:
         return Int8Linear(weight, bias)
     native = kernels() if device.type == "cpu" else None

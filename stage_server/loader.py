@@ -64,7 +64,7 @@ class ModelLoader:
         positions, projection = self.source.position_embedding(), self.source.embedding_projection()
         norm = self.source.embedding_norm()
         return Embedding(
-            tokens=self.load_table(self.source.embedding_rows),
+            tokens=self._load_vocabulary(self.source.embedding_rows),
             compute_dtype=self._dtype,
             positions=self._to_device_16(positions) if positions is not None else None,
             position_offset=self.spec.position_offset,
@@ -77,7 +77,7 @@ class ModelLoader:
         """Loads final norm and head in 16 bits; a tied head uses the embedding's memory where the stage has both."""
         norm, projection = self.source.final_norm(), self.source.head_projection()
         is_shared = self.source.is_tied and embedding is not None
-        weight = embedding.tokens if is_shared and embedding is not None else self.load_table(self.source.head_rows)
+        weight = embedding.tokens if is_shared and embedding else self._load_vocabulary(self.source.head_rows)
         return Head(
             vocabulary=self._sixteen_bit_linear(weight),
             is_shared=is_shared,
@@ -85,6 +85,10 @@ class ModelLoader:
             projection=self._sixteen_bit_linear(projection) if projection is not None else None,
             soft_cap=self.spec.logit_soft_cap,
         )
+
+    def _load_vocabulary(self, rows: Callable[[], Iterator[torch.Tensor]]) -> torch.Tensor:
+        """As `load_table`, in the type that is computed in if that has 16 bits, as w16 layers are (`build_linear`)."""
+        return self.load_table(rows, self._dtype if self._dtype.itemsize == 2 else None)  # noqa: PLR2004 bytes
 
     def _sixteen_bit_linear(self, weight: torch.Tensor) -> QuantizedLinear:
         return build_linear(SixteenBits(self._to_device_16(weight)), None, "w16", compute_dtype=self._dtype)

@@ -15,6 +15,7 @@ from quantizer.linear import QuantizedLinear, build_linear, supported_schemes
 from quantizer.methods import round_weight
 from quantizer.multi_path import MultiPathLinear
 from quantizer.native.library import kernels
+from quantizer.rounded import SixteenBits
 from quantizer.rounding import round_rows
 
 CPU = torch.device("cpu")
@@ -173,6 +174,16 @@ def test_w16_falls_back_on_bf16() -> None:
     """fp32 weights beyond the range of fp16 become bf16 rather than infinite."""
     weight = torch.tensor([[70000.0, 1.0]])
     assert torch.equal(_quantize(weight, None, "w16").dequantized(), weight.bfloat16().float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("source", [torch.float16, torch.bfloat16])
+def test_w16_is_stored_as_it_is_multiplied(source: torch.dtype, dtype: torch.dtype) -> None:
+    """Computing in 16 bits, a weight of the other 16-bit type is converted when it is built, not for every product."""
+    weight = torch.randn(8, 8).to(source)
+    linear = build_linear(SixteenBits(weight), None, "w16", compute_dtype=dtype)
+    assert linear._stored.dtype == dtype
+    assert torch.equal(linear.dequantized(), weight.to(dtype).float())
 
 
 def test_w16_does_not_copy_a_16_bit_source() -> None:

@@ -5,6 +5,8 @@ import torch
 from parity_models import MODELS, SaveModel
 from slices import Pipeline, random_tokens, reference
 
+from stage_server.loader import ModelLoader
+
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("cuts", [(), (1,), (1, 2)])
@@ -57,3 +59,14 @@ def test_result_does_not_depend_on_the_slot(save_model: SaveModel, slots: tuple[
 
     for got, sequence in zip(decoded, sequences, strict=True):
         torch.testing.assert_close(got[0], reference(model, sequence)[-1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_tied_head_takes_no_memory_of_its_own(save_model: SaveModel, dtype: torch.dtype) -> None:
+    """Head and embedding are one tensor whatever is computed in, and of that type where it has 16 bits."""
+    loader = ModelLoader(save_model("llama-mha-tied")[0], torch.device("cpu"), dtype)
+    embedding = loader.load_embedding()
+    head = loader.load_head(embedding)
+    assert head.is_shared
+    assert head.vocabulary._stored.data_ptr() == embedding.tokens.data_ptr()
+    assert embedding.tokens.dtype == (torch.float16 if dtype == torch.float32 else dtype)
