@@ -1,5 +1,7 @@
 """What the planner is told, and what is measured for it."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,9 @@ from mesh import completion
 from coordinator.calibration import calibration_samples
 from llmpq import BatchState, PlanOptions
 from llmpq.calibration_text import MAX_SAMPLE_TOKENS
-from llmpq.errors import NotFoundError, PreconditionError, UnavailableError
+from llmpq.errors import InvalidInputError, NotFoundError, PreconditionError, UnavailableError
 from llmpq.model import read_shape
-from llmpq.plan import LengthBucket
+from llmpq.plan import LengthBucket, Rounding
 
 LINES = [completion(f"r{n}", "x" * (4 + n % 2), 3) for n in range(4)]
 WORKLOAD = (LengthBucket(prompt_tokens=8, output_tokens=4, count=2),)
@@ -31,6 +33,65 @@ async def test_the_planner_is_told_shape_devices_and_lengths(bench: Bench) -> No
     assert {point.scheme for point in problem.devices[0].points} == {"w16", "w4", ""}
     assert problem.workload == (LengthBucket(4, 3, 2), LengthBucket(5, 3, 2), LengthBucket(8, 1, 1))
     assert problem.options == options
+
+
+@pytest.fixture
+def stored_model(bench: Bench, tmp_path: Path) -> str:
+    """The bench's model as if it were quantized: to w4 in groups of 32, but for its last layer."""
+    model = tmp_path / "stored"
+    shutil.copytree(bench.model, model)
+    config = json.loads((model / "config.json").read_text())
+    last = config["num_hidden_layers"] - 1
+    weights = {"num_bits": 4, "strategy": "group", "group_size": 32}
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "ignore": ["lm_head", f"re:.*layers\\.{last}\\."],
+    }
+    (model / "config.json").write_text(json.dumps(config))
+    return str(model)
+
+
+async def test_a_quantized_model_is_planned_at_what_it_is_stored_at(bench: Bench, stored_model: str) -> None:
+    """Each layer's scheme and the group size go to the planner; there is nothing to rate, nor a loss to limit."""
+    bench.model = stored_model
+    num_layers = read_shape(stored_model).num_layers
+    async with bench.running():
+        stage = await bench.add_stage("a", schemes=("w16", "w8", "w4"))
+        await bench.run(LINES, plan_options=PlanOptions(quality_budget=0.1))
+        await bench.client.preview_plan(stored_model, WORKLOAD, plan_options=PlanOptions(allowed_schemes=("w16", "w4")))
+
+    for problem in bench.planner.problems:
+        assert problem.options.layer_schemes == ("w4",) * (num_layers - 1) + ("w16",)
+        assert (problem.options.group_size, problem.options.quality_budget) == (32, None)
+        assert {point.scheme for point in problem.devices[0].points} == {"w16", "w4", ""}
+    assert (len(bench.planner.problems), stage.ratings) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "asked_for"),
+    [
+        (PlanOptions(allowed_schemes=("w8",)), "w8"),
+        (PlanOptions(allowed_schemes=("w4",)), "w4"),
+        (PlanOptions(group_size=64), "groups of 64"),
+        (PlanOptions(rounding=Rounding("gptq")), "rounding by 'gptq'"),
+        (PlanOptions(layer_schemes=("w4",)), "other schemes of some layers"),
+    ],
+    ids=str,
+)
+async def test_another_precision_than_the_stored_one_is_refused(
+    bench: Bench, stored_model: str, options: PlanOptions, asked_for: str
+) -> None:
+    """What a quantized model is not stored at cannot be had; the error names that, and what is stored."""
+    async with bench.running():
+        await bench.add_stage("a")
+        with pytest.raises(
+            InvalidInputError, match=f"w4 in groups of 32 and w16.*; {asked_for} cannot be had"
+        ) as refused:
+            await bench.client.preview_plan(stored_model, WORKLOAD, plan_options=options)
+
+    assert refused.value.reason == "STORED_PRECISION"
 
 
 async def test_each_thing_is_measured_once(bench: Bench) -> None:
