@@ -25,8 +25,11 @@ INSTRUCTION_SETS = {
     "sse4": ("-msse4.1",),
 }
 #: Floats are added and fused as the source says and not otherwise, so that a row comes out the same in any company.
-_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv")
-_FLAGS += ("-fPIC", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden")
+_FLOAT_FLAGS = ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+_FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-fwrapv", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden"),
+    *_FLOAT_FLAGS,
+)
 
 
 def library_path() -> Path:
