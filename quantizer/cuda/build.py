@@ -4,9 +4,8 @@ import importlib.util
 
 import torch
 
-from llmpq.schemes import SCHEMES
+from llmpq.schemes import GROUP_SIZES, SCHEMES
 from quantizer.cuda.chip import Chip, Kernel, supported_dtypes, supported_kernels
-from quantizer.cuda.weights import GROUP_SIZES
 from quantizer.multi_path import MultiPathLinear
 from quantizer.rounded import GroupRounded, RoundedWeight, RowRounded
 from quantizer.tiles import ACTIVATION_GROUP_SIZE

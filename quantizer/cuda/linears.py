@@ -62,7 +62,7 @@ class TritonLinear(MultiPathLinear):
 
 
 def group_linear(rounded: GroupRounded, bias: torch.Tensor | None, chip: Chip) -> TritonLinear:
-    """w4 or w3, of a group size in `weights.GROUP_SIZES`, on a chip with `Kernel.FUSED`."""
+    """w4 or w3, of a group size in `llmpq.schemes.GROUP_SIZES`, on a chip with `Kernel.FUSED`."""
     weight = GroupWeight.of(rounded)
 
     def by_cublas(x: torch.Tensor) -> torch.Tensor:

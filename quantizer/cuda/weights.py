@@ -8,8 +8,6 @@ from torch.nn import functional
 from quantizer.cuda.fragments import SPAN, from_fragments, to_fragments
 from quantizer.rounded import GroupRounded, RowRounded, dequantize_groups_
 
-#: Group sizes that kernels unpack; 0 is one group for a whole output channel.
-GROUP_SIZES = (0, 32, 64, 128)
 #: int8 rows are filled up to this many bytes, so that each begins where a vector load can; cuBLAS wants it too.
 _ALIGNMENT = 16
 
@@ -33,7 +31,7 @@ class GroupWeight:
 
     @classmethod
     def of(cls, rounded: GroupRounded) -> "GroupWeight":
-        """Lays a weight out; its group size is one of `GROUP_SIZES`."""
+        """Lays a weight out; its group size is one of `llmpq.schemes.GROUP_SIZES`."""
         scales, zeros = rounded.scales.t(), rounded.zeros.t()
         if rounded.group_size:
             missing = -len(scales) % (SPAN // rounded.group_size)

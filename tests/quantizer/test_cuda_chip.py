@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from quantizer.cuda.build import can_serve
+from quantizer.cuda.build import can_serve, triton_linear
 from quantizer.cuda.chip import Chip, Kernel, supported_dtypes, supported_kernels
+from quantizer.rounded import SixteenBits
 from quantizer.rounding import round_groups, round_rows
 
 PASCAL, VOLTA, TURING, AMPERE, ADA, HOPPER, BLACKWELL = (6, 1), (7, 0), (7, 5), (8, 0), (8, 9), (9, 0), (12, 0)
@@ -73,3 +74,14 @@ def test_unusual_groups_are_left_to_torch() -> None:
         for size in (0, 32, 64, 128, 16, 48, 256)
     ]
     assert served == [True, True, True, True, False, False, False]
+
+
+def test_without_triton_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weight is served by kernels where Triton is not installed; the device is not even looked at."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert triton_linear(round_rows(torch.randn(4, 64)), None, "w8", torch.float16) is None
+
+
+def test_sixteen_bits_are_left_to_torch() -> None:
+    """w16 is cuBLAS's own."""
+    assert triton_linear(SixteenBits(torch.randn(4, 64).half()), None, "w16", torch.float16) is None

@@ -13,11 +13,13 @@ from triton_child import (
     layer_facts,
     path_outputs,
     rounded_tokens,
+    rows_compiled_for,
     split_product,
     triton_child,
 )
 
 from llmpq.schemes import SCHEMES
+from quantizer.kernel_choice import ROW_BUCKETS
 from quantizer.rounded import GroupRounded, RowRounded
 from quantizer.rounding import round_groups, round_rows
 
@@ -224,3 +226,9 @@ def test_padding_has_no_say(child: Child) -> None:
     x = functional.pad(torch.zeros(1, 91), (0, 0, 0, 1), value=60000.0).half()
     for output in child(path_outputs, "group_linear", rounded, None, AMPERE, x).values():
         assert not output[0].any()
+
+
+def test_kernels_are_compiled_once_before_they_are_measured(child: Child) -> None:
+    """The first layer of a kind is run with every number of rows that is chosen for; a bias makes another kind."""
+    every = list(ROW_BUCKETS)
+    assert child(rows_compiled_for, [False, False, True, True]) == [every, [], every, []]

@@ -6,7 +6,7 @@ Triton decides when it is imported whether it interprets; so neither may happen 
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,6 +91,26 @@ def layer_facts(
 
     layer = getattr(linears, build)(rounded, bias, Chip((8, 0), 4), *args)
     return layer.dequantized(), layer.weight_bytes, layer.memory_bytes, layer.kind
+
+
+def rows_compiled_for(has_bias: Sequence[bool]) -> list[list[int]]:
+    """Numbers of rows that layers of one kind, with a bias or without, are run with when their path is chosen."""
+    from quantizer.cuda.linears import TritonLinear
+    from quantizer.cuda.weights import Int8Weight
+    from quantizer.rounding import round_rows
+
+    weight = Int8Weight.of(round_rows(torch.ones(16, 16)))
+    runs: list[list[int]] = []
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        runs[-1].append(len(x))
+        return x
+
+    for is_there in has_bias:
+        runs.append([])
+        layer = TritonLinear(weight, torch.ones(16) if is_there else None, "of this test", {"only": run})
+        layer.choose_paths(torch.device("cpu"), torch.float16)
+    return runs
 
 
 def split_product(rounded: Any, x: torch.Tensor, num_processors: int) -> tuple[list[torch.Tensor], int, int]:
