@@ -441,9 +441,9 @@ class PlanOptions(_message.Message):
     time_limit_s: _builtins.float
     """Solver time; 0 means the planner's default."""
     indicator: _builtins.str
-    """How the cost of quantizing a layer is rated: "variance" (the paper's), "hessian" (error of the layer's outputs on the
-    calibration samples), "loss" (measured loss of the model with that layer alone quantized; slow), or "random" (to
-    compare with). Unset means "variance".
+    """How the cost of quantizing a layer is rated: "variance" (the paper's), "hessian" (what the loss rises by to second
+    order, along the errors of the weights that are served), "loss" (how far the model's predictions move, measured with
+    that layer alone quantized; slow), or "random" (to compare with). Unset means "variance".
     """
     optimality_gap: _builtins.float
     """The search ends once its plan is proven to be within this share of the best objective there is. Unset means 0.002,
