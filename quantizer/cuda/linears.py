@@ -7,8 +7,9 @@ import torch
 import triton
 from torch.nn import functional
 
-from quantizer.cuda import products
 from quantizer.cuda.chip import Chip, Kernel, supported_kernels
+from quantizer.cuda.group_products import expanded_groups, group_product
+from quantizer.cuda.int8_products import expanded_int8, int8_product, rounded_product, rounded_product_of_cublas
 from quantizer.cuda.launch import FEW_ROWS, MANY_ROWS, MANY_ROWS_INT8, NO_TENSOR_CORES, Tiling
 from quantizer.cuda.weights import GroupWeight, Int8Weight
 from quantizer.kernel_choice import ROW_BUCKETS, Forward
@@ -66,9 +67,9 @@ def group_linear(rounded: GroupRounded, bias: torch.Tensor | None, chip: Chip) -
     weight = GroupWeight.of(rounded)
 
     def by_cublas(x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, products.expanded_groups(weight, x.dtype), bias)
+        return functional.linear(x, expanded_groups(weight, x.dtype), bias)
 
-    paths = _fused_paths(partial(products.group_product, weight=weight, bias=bias, chip=chip), MANY_ROWS, chip)
+    paths = _fused_paths(partial(group_product, weight=weight, bias=bias, chip=chip), MANY_ROWS, chip)
     kind = f"w{rounded.bits} group {rounded.group_size}"
     return TritonLinear(weight, bias, kind, {**paths, "cublas": by_cublas})
 
@@ -78,9 +79,9 @@ def int8_linear(rounded: RowRounded, bias: torch.Tensor | None, chip: Chip) -> T
     weight = Int8Weight.of(rounded)
 
     def by_cublas(x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, products.expanded_int8(weight, x.dtype), bias)
+        return functional.linear(x, expanded_int8(weight, x.dtype), bias)
 
-    paths = _fused_paths(partial(products.int8_product, weight=weight, bias=bias, chip=chip), MANY_ROWS_INT8, chip)
+    paths = _fused_paths(partial(int8_product, weight=weight, bias=bias, chip=chip), MANY_ROWS_INT8, chip)
     return TritonLinear(weight, bias, "w8", {**paths, "cublas": by_cublas})
 
 
@@ -99,11 +100,11 @@ def rounding_linear(
     paths: dict[str, Forward] = {}
     if Kernel.INT8_PRODUCT in supported_kernels(chip.capability):
         product = partial(
-            products.rounded_product, weight=weight, bias=bias, activation_group_size=activation_group_size, chip=chip
+            rounded_product, weight=weight, bias=bias, activation_group_size=activation_group_size, chip=chip
         )
         paths |= _fused_paths(product, MANY_ROWS_INT8, chip)
     if not activation_group_size:
-        paths["cublas"] = partial(products.rounded_product_of_cublas, weight=weight, bias=bias)
+        paths["cublas"] = partial(rounded_product_of_cublas, weight=weight, bias=bias)
     return TritonLinear(weight, bias, f"w8a8 activation group {activation_group_size}", paths)
 
 

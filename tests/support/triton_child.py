@@ -116,8 +116,8 @@ def rows_compiled_for(has_bias: Sequence[bool]) -> list[list[int]]:
 def split_product(rounded: Any, x: torch.Tensor, num_processors: int) -> tuple[list[torch.Tensor], int, int]:
     """Two products of the same with input channels split for so many processors; splits, and tiles left unfinished."""
     from quantizer.cuda.chip import Chip
+    from quantizer.cuda.group_products import group_product
     from quantizer.cuda.launch import FEW_ROWS, plan_grid, workspace
-    from quantizer.cuda.products import group_product
     from quantizer.cuda.weights import GroupWeight
 
     chip, weight = Chip((8, 0), num_processors), GroupWeight.of(rounded)
@@ -141,10 +141,10 @@ def far_rows_product(rounded: Any, rows: torch.Tensor, row_stride: int) -> dict[
 
 
 def rounded_tokens(x: torch.Tensor, code_stride: int, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As quantizer.cuda.products.rounded_tokens."""
-    from quantizer.cuda import products
+    """As quantizer.cuda.rounded_tokens.rounded_tokens."""
+    from quantizer.cuda import rounded_tokens as module
 
-    return products.rounded_tokens(x, code_stride, group_size)
+    return module.rounded_tokens(x, code_stride, group_size)
 
 
 @dataclass(frozen=True)
