@@ -427,7 +427,9 @@ class PlanOptions(_message.Message):
     quality_budget: _builtins.float
     """Hard limit on sum(omega); 1 is the damage of w4 everywhere, 0 is none."""
     strategy: _builtins.str
-    """"llm-pq" (joint optimization) or "uniform" (even split, one precision). Unset means "llm-pq"."""
+    """"llm-pq" (joint optimization), "llm-pq-heuristic" (the same by local search alone), or to compare with: "adabits",
+    "pipeedge", "uniform", "het". Unset means "llm-pq".
+    """
     group_size: _builtins.int
     """Weights per quantization group for w4 and w3: 32, 64 or 128, or 0 for per channel. Unset means 64."""
     prefill_micro_batch: _builtins.int
