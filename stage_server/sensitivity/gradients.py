@@ -8,7 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from quantizer.quantized_linear import QuantizedLinear
-from stage_server.ends import LOGIT_ROWS, Head
+from stage_server.ends import Head
+from stage_server.sensitivity.logit_rows import logit_rows
 
 #: Takes what a linear read, what it made of that, and the gradient of the loss by the latter, each (rows, features).
 OnGradient = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
@@ -90,8 +91,8 @@ def loss_gradients(head: Head, hidden: torch.Tensor, generator: torch.Generator)
         projection=DifferentiableLinear(head.projection) if head.projection is not None else None,
     )
     gradients: list[torch.Tensor] = []
-    for first in range(0, len(hidden), LOGIT_ROWS):
-        leaf = hidden[first : first + LOGIT_ROWS].detach().requires_grad_()
+    for rows in logit_rows(head, len(hidden)):
+        leaf = hidden[rows].detach().requires_grad_()
         with torch.enable_grad():
             logits = head.logits(leaf)
             drawn = torch.multinomial(logits.detach().softmax(dim=-1), 1, generator=generator)[:, 0]

@@ -23,14 +23,13 @@ from stage_server.device import ComputeDevice
 from stage_server.ends import Head
 from stage_server.loader import ModelLoader
 from stage_server.sample_run import SampleRun, States
+from stage_server.sensitivity.logit_rows import logit_rows
 from stage_server.sensitivity.served import calibrating, served_layers
 
 #: Share of the device's budget for the hidden states of variants. What does not fit is left to another pass.
 _STATES_SHARE = 0.25
 #: Tokens on which losses are measured: noise is small already.
 _MAX_TOKENS = 1024
-#: Logits that exist at a time, of each of two models.
-_MAX_LOGITS = 2**24
 
 
 @dataclass(frozen=True)
@@ -123,11 +122,9 @@ def _passes(num_layers: int, layers_per_pass: int) -> list[range]:
 
 def _divergences(head: Head, exact: States, variants: Mapping[Variant, States]) -> dict[Variant, float]:
     """Mean KL(exact || variant) of what the head makes of the last hidden states, for each variant, in nats a token."""
-    rows_at_once = max(1, _MAX_LOGITS // head.vocabulary.out_features)
     sums = dict.fromkeys(variants, 0.0)
     for sample, states in enumerate(exact):
-        for first in range(0, len(states), rows_at_once):
-            rows = slice(first, first + rows_at_once)
+        for rows in logit_rows(head, len(states)):
             expected = torch.log_softmax(head.logits(states[rows]), dim=-1)
             for variant, others in variants.items():
                 predicted = torch.log_softmax(head.logits(others[sample][rows]), dim=-1)
