@@ -42,7 +42,7 @@ def export(
       llmpq export --model m.gguf -o m-mixed --precisions plan.json
 
     [bold]JSON keys[/bold]: output, layers (a list of scheme, group_size), total_bytes,
-    has_tokenizer.
+    has_zero_points, has_tokenizer.
     """
     request = {
         "model": model_path(model),
@@ -66,6 +66,10 @@ def export(
     counts = precision_counts([from_fields(LayerPrecision, layer) for layer in report["layers"]])
     layers = ", ".join(f"{count} layers at {name}" for name, count in counts.items())
     stdout.print(f"{output}: {layers}, {format_bytes(report['total_bytes'])}", soft_wrap=True)
+    if report["has_zero_points"]:
+        note(
+            "It has zero points, which not every compressed-tensors can load; --symmetric has none (docs/quantization.md)."
+        )
     if not report["has_tokenizer"]:
         note("The model came without a tokenizer that could be written; put its files beside the weights.")
 

@@ -37,12 +37,14 @@ class ExportReport:
         output: The directory.
         layers: Precision of each layer.
         total_bytes: Of all tensors.
+        has_zero_points: Whether some layer has, which is not for every reader; see docs/quantization.md.
         has_tokenizer: Whether the model came with a tokenizer that could be written too.
     """
 
     output: str
     layers: tuple[LayerPrecision, ...]
     total_bytes: int
+    has_zero_points: bool
     has_tokenizer: bool
 
 
@@ -90,7 +92,8 @@ def export(
         quantization = describe(names.layer, names.all, layers, source.spec.names.head)
         write_config(request.model, directory, quantization, dtypes[0], is_tied=source.is_tied)
         has_tokenizer = copy_tokenizer(request.model, directory)
-    return ExportReport(request.output, precisions, shards.total_bytes, has_tokenizer)
+    has_zero_points = any(layer is not None and not layer.is_symmetric for layer in layers)
+    return ExportReport(request.output, precisions, shards.total_bytes, has_zero_points, has_tokenizer)
 
 
 def _weights(source: ModelSource, layer: SourceLayer) -> dict[str, RoundedWeight]:

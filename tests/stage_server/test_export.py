@@ -143,6 +143,7 @@ def test_a_quantized_model_is_exported_as_it_is_stored(save_model: SaveModel, tm
     report = exporter.export(request, DEVICE)
 
     assert [precision.scheme for precision in report.layers] == ["w4", "w8", "w3"]
+    assert report.has_zero_points
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
 
