@@ -67,9 +67,7 @@ def export(
     layers = ", ".join(f"{count} layers at {name}" for name, count in counts.items())
     stdout.print(f"{output}: {layers}, {format_bytes(report['total_bytes'])}", soft_wrap=True)
     if report["has_zero_points"]:
-        note(
-            "It has zero points, which not every compressed-tensors can load; --symmetric has none (docs/quantization.md)."
-        )
+        note("It has zero points, which not every compressed-tensors loads: see docs/quantization.md on --symmetric.")
     if not report["has_tokenizer"]:
         note("The model came without a tokenizer that could be written; put its files beside the weights.")
 
