@@ -1,4 +1,4 @@
-// Products with weights of 8, 4 or 3 bits (packed.h) of activations that are rounded to int8 on the way (activations.h).
+// Products of activations, rounded to int8 on the way (activations.h), and weights of 8, 4 or 3 bits (packed.h).
 //
 // y[row][output] = bias[output] + sum over groups of activation scale * weight scale * the exact integer sum, over the
 // group, of activation code * (weight code - zero point). Groups are added in float32, in the same order for any number
@@ -9,11 +9,21 @@
 
 namespace {
 
-// What a thread takes at a time: whole tiles.
+// What is multiplied together: a panel of outputs, some rows, and a part of the inputs, so that the part's codes stay
+// in the second-level cache, and the totals in the first, while the rows' activations pass by.
 constexpr int kPanelTiles = kColumns > kTileOutputs ? kColumns / kTileOutputs : 1;
 constexpr int kPanelOutputs = kPanelTiles * kTileOutputs;
-// Inputs of a panel that are multiplied at a time: its codes stay in the second-level cache while all rows pass by.
-constexpr long kPartInputs = 2048, kPartBlocks = kPartInputs / kBlockInputs;
+constexpr long kShareRows = 20 * kMaxRows, kPartBytes = 131072;
+
+// Blocks of a part of so many bits, whole groups.
+constexpr long part_blocks(int bits) {
+  const long max_blocks = kPartBytes / (kPanelTiles * block_bytes(bits)), group_blocks = kMaxGroup / kBlockInputs;
+  return max_blocks / group_blocks * group_blocks;
+}
+
+struct Part {
+  long tile, first_row, num_rows, first_block, num_blocks;
+};
 
 constexpr long quotient_up(long a, long b) { return (a + b - 1) / b; }
 
@@ -27,8 +37,8 @@ class Multiplication {
     const long padded_inputs = num_blocks * kBlockInputs, num_groups = quotient_up(num_blocks, group_blocks);
     int8_t *codes = (int8_t *)p.work;
     float *scales = (float *)(codes + p.num_rows * padded_inputs);
-    int32_t *sums = (int32_t *)(scales + p.num_rows * num_groups);
-    activations = {codes, scales, sums, p.num_inputs, padded_inputs, p.group_size, num_groups};
+    int32_t *negative_sums = (int32_t *)(scales + p.num_rows * num_groups);
+    activations = {codes, scales, negative_sums, p.num_inputs, padded_inputs, p.group_size, num_groups};
   }
 
   void run() const {
@@ -46,85 +56,87 @@ class Multiplication {
       const long panel = item / num_shares, share = item % num_shares;
       const long begin = num_row_blocks * share / num_shares * kMaxRows;
       const long end = smaller(num_row_blocks * (share + 1) / num_shares * kMaxRows, p.num_rows);
-      switch (p.bits) {
-        case 8: return multiply_panel<8, false>(panel * kPanelTiles, begin, end);
-        case 4: return multiply_panel<4, true>(panel * kPanelTiles, begin, end);
-        case 3: return multiply_panel<3, true>(panel * kPanelTiles, begin, end);
+      for (long row = begin; row < end; row += kShareRows) {
+        const long num_rows = smaller(kShareRows, end - row);
+        switch (p.bits) {
+          case 8: multiply_panel<8, false>(panel * kPanelTiles, row, num_rows); break;
+          case 4: multiply_panel<4, true>(panel * kPanelTiles, row, num_rows); break;
+          case 3: multiply_panel<3, true>(panel * kPanelTiles, row, num_rows); break;
+        }
       }
     });
   }
 
  private:
-  template <int kBits, bool kHasZeros> void multiply_panel(long tile, long first_row, long end_row) const {
-    alignas(64) uint8_t unpacked[kBits == 8 ? 1 : kPanelTiles * kPartBlocks * block_bytes(8)];
-    const long tile_bytes = num_blocks * block_bytes(kBits);
-    for (long block = 0; block < num_blocks; block += kPartBlocks) {
-      const long part_blocks = smaller(kPartBlocks, num_blocks - block);
+  // Up to kShareRows rows times the outputs of the kPanelTiles tiles from `tile` on.
+  template <int kBits, bool kHasZeros> void multiply_panel(long tile, long first_row, long num_rows) const {
+    alignas(64) float totals[kPanelOutputs / kColumns][kShareRows * kColumns];
+    alignas(64) uint8_t unpacked[kBits == 8 ? 1 : kPartBytes];
+    const bool unpacks_first = kBits != 8 && p.unpacks_first;
+    const long max_blocks = part_blocks(unpacks_first ? 8 : kBits), tile_bytes = num_blocks * block_bytes(kBits);
+    for (long block = 0; block < num_blocks; block += max_blocks) {
+      const Part part{tile, first_row, num_rows, block, smaller(max_blocks, num_blocks - block)};
       const uint8_t *codes = p.codes + tile * tile_bytes + block * block_bytes(kBits);
-      if (kBits == 8 || !p.unpacks_first) {
-        multiply_part<kBits, kHasZeros>(tile, codes, tile_bytes, block, part_blocks, first_row, end_row);
-        continue;
-      }
-      const long unpacked_bytes = part_blocks * block_bytes(8);
-      for (long i = 0; i < smaller(kPanelTiles, num_tiles - tile); i++)
-        unpack_blocks<kBits>(codes + i * tile_bytes, unpacked + i * unpacked_bytes, part_blocks);
-      multiply_part<8, kHasZeros>(tile, unpacked, unpacked_bytes, block, part_blocks, first_row, end_row);
+      const long unpacked_bytes = part.num_blocks * block_bytes(8);
+      for (long i = 0; unpacks_first && i < smaller(kPanelTiles, num_tiles - tile); i++)
+        unpack_blocks<kBits>(codes + i * tile_bytes, unpacked + i * unpacked_bytes, part.num_blocks);
+      for (long column = 0; column < smaller(kPanelOutputs, p.num_outputs - tile * kTileOutputs); column += kColumns)
+        if (unpacks_first)
+          multiply_part<8, kHasZeros>(part, unpacked, unpacked_bytes, column, totals[column / kColumns]);
+        else
+          multiply_part<kBits, kHasZeros>(part, codes, tile_bytes, column, totals[column / kColumns]);
     }
   }
 
-  // Multiplies rows with the blocks from `block` on, whose codes begin at `codes`.
+  // The rows of a part times kColumns outputs, `column` outputs behind its first. Its codes begin at `codes`, and those
+  // of its next tile tile_bytes behind.
   template <int kBits, bool kHasZeros>
-  void multiply_part(long tile, const uint8_t *codes, long tile_bytes, long block, long part_blocks, long first_row,
-                     long end_row) const {
-    const long group = block / group_blocks;
-    for (long row = first_row, size; row < end_row; row += size) {
+  void multiply_part(const Part &part, const uint8_t *codes, long tile_bytes, long column, float *totals) const {
+    const long output = part.tile * kTileOutputs + column, num_columns = smaller(kColumns, p.num_outputs - output);
+    const long group = part.first_block / group_blocks;
+    Weights weights = weights_at<kHasZeros>(part, codes, tile_bytes, column);
+    // The last outputs may not fill the vectors. They are made aside, and as many copied as there are.
+    float y_aside[kMaxRows * kColumns], bias_aside[kColumns] = {};
+    if (weights.bias && num_columns < kColumns)
+      weights.bias = (float *)memcpy(bias_aside, weights.bias, num_columns * sizeof(float));
+    for (long row = part.first_row, size; row < part.first_row + part.num_rows; row += size) {
       size = run_size(row, p.num_rows);
-      const Run run{(const int32_t *)(activations.codes + row * activations.padded_inputs) + block * kSteps * size,
-                    activations.scales + row * activations.num_groups + group * size,
-                    activations.sums + row * activations.num_groups + group * size,
-                    part_blocks,
+      const int32_t *run_codes = (const int32_t *)(activations.codes + row * activations.padded_inputs);
+      const long entry = row * activations.num_groups + group * size;
+      const Run run{run_codes + part.first_block * kSteps * size,
+                    activations.scales + entry,
+                    activations.negative_sums + entry,
+                    part.num_blocks,
                     group_blocks,
-                    block == 0,
-                    block + part_blocks == num_blocks};
-      for (long column = 0; column < kPanelOutputs; column += kColumns) {
-        const long output = tile * kTileOutputs + column;
-        if (output >= p.num_outputs) break;
-        const Weights weights = weights_at<kHasZeros>(tile, column, codes, tile_bytes, group);
-        multiply_columns<kBits, kHasZeros>(weights, run, (int)size, output, p.y + row * p.num_outputs + output);
+                    part.first_block == 0,
+                    part.first_block + part.num_blocks == num_blocks};
+      float *run_totals = totals + (row - part.first_row) * kColumns, *y = p.y + row * p.num_outputs + output;
+      if (num_columns == kColumns) {
+        multiply_run<kBits, kHasZeros>((int)size, weights, run, run_totals, y, p.num_outputs);
+        continue;
       }
+      multiply_run<kBits, kHasZeros>((int)size, weights, run, run_totals, y_aside, kColumns);
+      for (int i = 0; i < size && run.is_last; i++)
+        memcpy(y + i * p.num_outputs, y_aside + i * kColumns, num_columns * sizeof(float));
     }
   }
 
   template <bool kHasZeros>
-  Weights weights_at(long tile, long column, const uint8_t *codes, long tile_bytes, long group) const {
-    const long weight_group = p.num_weight_groups > 1 ? group : 0;
+  Weights weights_at(const Part &part, const uint8_t *codes, long tile_bytes, long column) const {
+    const long group = p.num_weight_groups > 1 ? part.first_block / group_blocks : 0;
     Weights weights{};
     for (int v = 0; v < kVectors; v++) {
       // A vector beyond the last tile reads that one again; what comes out is not kept.
-      const long i = smaller((column + v * kLanes) / kTileOutputs, num_tiles - 1 - tile);
+      const long i = smaller((column + v * kLanes) / kTileOutputs, num_tiles - 1 - part.tile);
       const long lane = (column + v * kLanes) % kTileOutputs;
-      const long entry = ((tile + i) * p.num_weight_groups + weight_group) * kTileOutputs + lane;
+      const long entry = ((part.tile + i) * p.num_weight_groups + group) * kTileOutputs + lane;
       weights.codes[v] = codes + i * tile_bytes + lane * 4;
       weights.scales[v] = (const uint8_t *)p.scales + entry * (kHasZeros ? sizeof(uint16_t) : sizeof(float));
       weights.zeros[v] = kHasZeros ? p.zeros + entry : nullptr;
     }
     weights.group_stride = p.num_weight_groups > 1 ? kTileOutputs : 0;
-    weights.bias = p.bias ? p.bias + tile * kTileOutputs + column : nullptr;
+    weights.bias = p.bias ? p.bias + part.tile * kTileOutputs + column : nullptr;
     return weights;
-  }
-
-  template <int kBits, bool kHasZeros>
-  void multiply_columns(Weights weights, const Run &run, int num_rows, long output, float *y) const {
-    const long num_columns = smaller(kColumns, p.num_outputs - output);
-    if (num_columns == kColumns) return multiply_run<kBits, kHasZeros>(num_rows, weights, run, y, p.num_outputs);
-    // The last outputs do not fill the vectors: they are made aside, and copied as far as they are there.
-    float aside[kMaxRows][kColumns] = {}, bias[kColumns] = {};
-    for (int row = 0; row < num_rows && !run.is_first; row++)
-      memcpy(aside[row], y + row * p.num_outputs, num_columns * sizeof(float));
-    if (weights.bias) weights.bias = (float *)memcpy(bias, weights.bias, num_columns * sizeof(float));
-    multiply_run<kBits, kHasZeros>(num_rows, weights, run, aside[0], kColumns);
-    for (int row = 0; row < num_rows; row++)
-      memcpy(y + row * p.num_outputs, aside[row], num_columns * sizeof(float));
   }
 
   const CodeProduct &p;

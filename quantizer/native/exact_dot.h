@@ -1,10 +1,10 @@
 // Integer products of weight codes and activations, added up exactly on every CPU.
 //
 // A vector of codes holds four neighbouring inputs, a byte each, of every output. dot() multiplies them by four
-// activations and adds the products to each output's sum. Where the CPU has no instruction for that (VNNI), it adds two
-// products in 16 bits, and nothing may be lost there:
-// - narrow codes (below 16) times activations (up to 127) leave room for the 8 steps of a block, which begin() and end()
-//   enclose: 8 * 2 * 15 * 127 < 2^15;
+// activations and adds the products to each output's sum. Where the CPU has no instruction for that (VNNI), it adds
+// two products in 16 bits, and nothing may be lost there:
+// - narrow codes (below 16) times activations (up to 127) leave room for the 8 steps of a block, which begin() and
+//   end() enclose: 8 * 2 * 15 * 127 < 2^15;
 // - wide codes (8 bits) are multiplied as magnitude times activation with the code's sign: 2 * 127 * 127 < 2^15.
 #pragma once
 
@@ -59,8 +59,12 @@ template <bool kIsNarrow> INLINE Operand<kIsNarrow> prepare(Bytes codes) {
 }
 template <bool kIsNarrow> INLINE Ints begin(Ints sums) { return kIsNarrow ? Ints{} : sums; }
 template <bool kIsNarrow> INLINE Ints dot(Ints sums, Operand<kIsNarrow> weights, Ints activations) {
-  if constexpr (kIsNarrow) return (Ints)((Shorts)sums + (Shorts)multiply_bytes(weights.codes, (Bytes)activations));
-  else return sums + add_pairs(multiply_bytes(weights.magnitudes, with_sign_of((Bytes)activations, weights.codes)));
+  if constexpr (kIsNarrow)
+    sums = (Ints)((Shorts)sums + (Shorts)multiply_bytes(weights.codes, (Bytes)activations));
+  else
+    sums += add_pairs(multiply_bytes(weights.magnitudes, with_sign_of((Bytes)activations, weights.codes)));
+  asm("" : "+x"(sums));  // else GCC makes all products of a block before it adds any, and runs out of registers
+  return sums;
 }
 template <bool kIsNarrow> INLINE Ints end(Ints sums, Ints partial_sums) {
   return kIsNarrow ? sums + add_pairs(partial_sums) : partial_sums;

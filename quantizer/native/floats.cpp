@@ -1,5 +1,5 @@
-// Products of few rows of float32 with weights of 16 or 8 bits, which are converted in registers: as fast as the weights
-// can be read. Each sum is made in the same order whatever other rows there are.
+// Products of few rows of float32 with weights of 16 or 8 bits, which are converted in registers: as fast as the
+// weights can be read. Each sum is made in the same order whatever other rows there are.
 
 #include "product.h"
 #include "vectors.h"

@@ -1,12 +1,12 @@
 // Weight codes as they are stored. quantizer/tiles.py packs them.
 //
-// A tile is 16 outputs over all inputs, in blocks of 32 inputs. Unpacked, a block is 8 steps of 64 bytes, each with four
-// neighbouring inputs of every output: [step][output][input]. It is packed along the steps, so that any aligned part of
-// the 64 bytes unpacks by itself:
+// A tile is 16 outputs over all inputs, in blocks of 32 inputs. Unpacked, a block is 8 steps of 64 bytes, each with
+// four neighbouring inputs of every output: [step][output][input]. It is packed along the steps, so that any aligned
+// part of the 64 bytes unpacks by itself:
 // - 8 bits: as it is, code + 128;
 // - 4 bits: 4 * 64 bytes, of which j has step 2 j in the lower and step 2 j + 1 in the upper four bits;
-// - 3 bits: 3 * 64 bytes, of which the first two, j, have the lower bits of step 4 j + i in bits 2 i and 2 i + 1, and the
-//   last one has the upper bit of step i in bit i.
+// - 3 bits: 3 * 64 bytes, of which the first two, j, have the lower bits of step 4 j + i in bits 2 i and 2 i + 1, and
+//   the last one has the upper bit of step i in bit i.
 #pragma once
 
 #include "vectors.h"

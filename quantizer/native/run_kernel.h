@@ -23,18 +23,21 @@ struct Weights {
 struct Run {
   const int32_t *codes;
   const float *scales;
-  const int32_t *sums;
+  const int32_t *negative_sums;
   long num_blocks, group_blocks;
-  bool is_first, is_last;  // of the parts: y begins at 0, gets its bias
+  bool is_first, is_last;  // of the parts: totals begin there, and are y there
 };
 
+// Adds the products of kRows rows to totals (kRows, kColumns).
+//
 // Weights with zero points have codes below 16 and a scale per group; others are symmetric with a scale per output.
 template <int kBits, bool kHasZeros, int kRows>
-static void multiply_run(const Weights &weights, const Run &run, float *y, long y_stride) {
-  Floats totals[kRows][kVectors];
+static __attribute__((noinline)) void multiply_run(const Weights &weights, const Run &run, float *totals, float *y,
+                                                   long y_stride) {
+  Floats sums_of_groups[kRows][kVectors];
   for (int row = 0; row < kRows; row++)
     for (int v = 0; v < kVectors; v++)
-      totals[row][v] = run.is_first ? Floats{} : load<Floats>(y + row * y_stride + v * kLanes);
+      sums_of_groups[row][v] = run.is_first ? Floats{} : load<Floats>(totals + row * kColumns + v * kLanes);
 
   long block = 0;
   for (long group = 0; block < run.num_blocks; group++) {
@@ -43,9 +46,8 @@ static void multiply_run(const Weights &weights, const Run &run, float *y, long 
     for (int v = 0; v < kVectors; v++) {
       const Ints zeros = kHasZeros ? widen(weights.zeros[v] + group * weights.group_stride) : Ints{};
       for (int row = 0; row < kRows; row++) {
-        const int32_t codes_sum = run.sums[group * kRows + row];  // fits 16 bits
-        sums[row][v] =
-            kHasZeros ? multiply_pairs(zeros, broadcast(-codes_sum & 0xffff)) : broadcast(-kWideZero * codes_sum);
+        const Ints negative_sum = broadcast(run.negative_sums[group * kRows + row]);  // fits 16 bits
+        sums[row][v] = kHasZeros ? multiply_pairs(zeros, negative_sum) : negative_sum * kWideZero;
       }
     }
     for (const long end_block = smaller(block + run.group_blocks, run.num_blocks); block < end_block; block++) {
@@ -73,8 +75,8 @@ static void multiply_run(const Weights &weights, const Run &run, float *y, long 
           kHasZeros ? from_halves((const uint16_t *)weights.scales[v] + group * weights.group_stride) : Floats{};
       for (int row = 0; row < kRows; row++) {
         const Floats products = __builtin_convertvector(sums[row][v], Floats);
-        totals[row][v] = multiply_add(kHasZeros ? products * scales : products,
-                                      broadcast(run.scales[group * kRows + row]), totals[row][v]);
+        sums_of_groups[row][v] = multiply_add(kHasZeros ? products * scales : products,
+                                              broadcast(run.scales[group * kRows + row]), sums_of_groups[row][v]);
       }
     }
   }
@@ -83,18 +85,17 @@ static void multiply_run(const Weights &weights, const Run &run, float *y, long 
     const Floats scales = kHasZeros ? Floats{} : load<Floats>(weights.scales[v]);
     const Floats bias = weights.bias ? load<Floats>(weights.bias + v * kLanes) : Floats{};
     for (int row = 0; row < kRows; row++) {
-      Floats total = totals[row][v];
-      if (run.is_last && !kHasZeros) total = total * scales;
-      if (run.is_last && weights.bias) total = total + bias;
-      store(y + row * y_stride + v * kLanes, total);
+      const Floats total = sums_of_groups[row][v];
+      if (run.is_last) store(y + row * y_stride + v * kLanes, (kHasZeros ? total : total * scales) + bias);
+      else store(totals + row * kColumns + v * kLanes, total);
     }
   }
 }
 
 // The same for a number of rows that is known only now.
 template <int kBits, bool kHasZeros, int kRows = kMaxRows>
-static void multiply_run(int num_rows, const Weights &weights, const Run &run, float *y, long y_stride) {
-  if (num_rows == kRows) return multiply_run<kBits, kHasZeros, kRows>(weights, run, y, y_stride);
+static void multiply_run(int num_rows, const Weights &weights, const Run &run, float *totals, float *y, long y_stride) {
+  if (num_rows == kRows) return multiply_run<kBits, kHasZeros, kRows>(weights, run, totals, y, y_stride);
   if constexpr (kRows > 1)
-    multiply_run<kBits, kHasZeros, largest_power_below(kRows)>(num_rows, weights, run, y, y_stride);
+    multiply_run<kBits, kHasZeros, largest_power_below(kRows)>(num_rows, weights, run, totals, y, y_stride);
 }

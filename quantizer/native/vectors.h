@@ -32,8 +32,20 @@ INLINE Ints broadcast(int32_t value) { return Ints{} + value; }
 INLINE Floats broadcast(float value) { return value - Floats{}; }
 INLINE Bytes broadcast(uint8_t value) { return Bytes{} + value; }
 
-// widen: kLanes small integers as Ints. from_halves: kLanes float16 as Floats.
-// multiply_pairs: neighbouring pairs of int16 multiplied and added up. multiply_add: a * b + c.
+#if !defined(__AVX512VNNI__)
+INLINE int32_t sum_of_four(__m128i v) {
+  const __m128i pair = _mm_add_epi32(v, _mm_unpackhi_epi64(v, v));
+  return _mm_cvtsi128_si32(_mm_add_epi32(pair, _mm_srli_epi64(pair, 32)));
+}
+INLINE int32_t largest_of_four(__m128i v) {
+  const __m128i pair = _mm_max_epi32(v, _mm_unpackhi_epi64(v, v));
+  return _mm_cvtsi128_si32(_mm_max_epi32(pair, _mm_srli_epi64(pair, 32)));
+}
+#endif
+
+// widen: kLanes small integers as Ints. narrow: Ints that fit int8 as that. from_halves: kLanes float16 as Floats.
+// rounded: to the nearest integers, halves to even ones. multiply_pairs: neighbouring pairs of int16, multiplied and
+// added up. multiply_add: a * b + c.
 #if defined(__AVX512VNNI__)
 
 INLINE Ints widen(const uint8_t *from) { return (Ints)_mm512_cvtepu8_epi32(load<__m128i>(from)); }
@@ -45,6 +57,10 @@ INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
   return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 }
 INLINE float sum(Floats v) { return _mm512_reduce_add_ps((__m512)v); }
+INLINE int32_t sum(Ints v) { return _mm512_reduce_add_epi32((__m512i)v); }
+INLINE int32_t largest(Ints v) { return _mm512_reduce_max_epi32((__m512i)v); }
+INLINE Ints rounded(Floats v) { return (Ints)_mm512_cvtps_epi32((__m512)v); }
+INLINE void narrow(Ints v, void *to) { store(to, _mm512_cvtepi32_epi8((__m512i)v)); }
 
 #elif defined(__AVX2__)
 
@@ -59,6 +75,15 @@ INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
 INLINE float sum(Floats v) {
   const __m128 half = _mm256_castps256_ps128((__m256)v) + _mm256_extractf128_ps((__m256)v, 1);
   return (half[0] + half[2]) + (half[1] + half[3]);
+}
+INLINE __m128i low(Ints v) { return _mm256_castsi256_si128((__m256i)v); }
+INLINE __m128i high(Ints v) { return _mm256_extracti128_si256((__m256i)v, 1); }
+INLINE int32_t sum(Ints v) { return sum_of_four(_mm_add_epi32(low(v), high(v))); }
+INLINE int32_t largest(Ints v) { return largest_of_four(_mm_max_epi32(low(v), high(v))); }
+INLINE Ints rounded(Floats v) { return (Ints)_mm256_cvtps_epi32((__m256)v); }
+INLINE void narrow(Ints v, void *to) {
+  const __m128i shorts = _mm_packs_epi32(low(v), high(v));
+  _mm_storel_epi64((__m128i *)to, _mm_packs_epi16(shorts, shorts));
 }
 
 #else  // SSE4.1
@@ -76,5 +101,12 @@ INLINE Floats from_halves(const uint16_t *from) {
 INLINE Ints multiply_pairs(Ints a, Ints b) { return (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b); }
 INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return a * b + c; }
 INLINE float sum(Floats v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+INLINE int32_t sum(Ints v) { return sum_of_four((__m128i)v); }
+INLINE int32_t largest(Ints v) { return largest_of_four((__m128i)v); }
+INLINE Ints rounded(Floats v) { return (Ints)_mm_cvtps_epi32((__m128)v); }
+INLINE void narrow(Ints v, void *to) {
+  const __m128i shorts = _mm_packs_epi32((__m128i)v, (__m128i)v);
+  store(to, _mm_cvtsi128_si32(_mm_packs_epi16(shorts, shorts)));
+}
 
 #endif
