@@ -49,7 +49,8 @@ def calibrated_layers(
     """Runs the samples through the exact model, layer by layer from the first on, and yields the layers wanted.
 
     Because the inputs are those of the exact model, what is made of a layer depends neither on the stage that it is on
-    nor on the precision of the layers before it. The device holds one layer; the next one is read meanwhile.
+    nor on the precision of the layers before it. The device holds one layer, and the states of one sample: those of
+    the others wait in the memory of the host, where the next layer is read meanwhile.
 
     Args:
         loader: Of the model.
@@ -65,7 +66,7 @@ def calibrated_layers(
     indices = range(max(wanted) + 1)
     run = SampleRun(loader, device, samples)
     loader.source.expect(indices, embedding=True)
-    states = run.embedded()
+    states = [state.cpu() for state in run.embedded()]
     with ReadAhead(map(loader.source.layer, indices)) as sources:
         for source in sources:
             loader.report(f"Calibrating layer {source.index + 1} of {len(indices)}.")
@@ -74,7 +75,8 @@ def calibrated_layers(
             if source.index in wanted:
                 recording = recorded_inputs(layer, new_statistics)
             with recording as inputs:
-                states = run.through(layer, states)
+                for sample, state in enumerate(states):
+                    states[sample] = run.through_sample(layer, sample, state.to(device.torch_device)).cpu()
             if source.index in wanted:
                 yield CalibratedLayer(source.index, source, inputs)
 
