@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llmpq.formats import Quantization
+from llmpq.formats import Quantization, StoredLinear
 from llmpq.model import ModelShape
 from quantizer.rounded import RoundedWeight, select_rows, stack
 from stage_server.checkpoint import Checkpoint
@@ -85,11 +85,10 @@ class LinearSource:
 
     def _weight(self, index: int, role: str) -> tuple[torch.Tensor | RoundedWeight, torch.Tensor | None]:
         """The stacked matrix and its input order; all parts are floats or all are rounded, as those of a layer are."""
-        parts = {module: self._part(index, role, module) for module in self._rows(role)}
-        floats = [part for part in parts.values() if isinstance(part, torch.Tensor)]
-        if floats:
-            return torch.cat(floats), None
-        rounded = {module: part for module, part in parts.items() if isinstance(part, StoredWeight)}
+        stored = {module: self._how_stored(index, module) for module in self._rows(role)}
+        if None in stored.values():
+            return self._floats(index, role), None
+        rounded = {module: self._rounded(index, role, module, how) for module, how in stored.items() if how is not None}
         order = next(iter(rounded.values())).input_order
         for module, part in rounded.items():
             if order is not None and part.input_order is not None and not torch.equal(order, part.input_order):
@@ -97,13 +96,31 @@ class LinearSource:
                 raise wrong_tensor(self._prefix + self._in_layer(index, module), problem)
         return stack([part.weight for part in rounded.values()]), order
 
-    def _part(self, index: int, role: str, module: str) -> torch.Tensor | StoredWeight:
+    def _how_stored(self, index: int, module: str) -> StoredLinear | None:
+        """How a module is stored if it is rounded; None if it is floats."""
+        if self._quantization is None:
+            return None
+        return self._quantization.of(self._spec.names.prefixes[0] + self._in_layer(index, module))
+
+    def _rounded(self, index: int, role: str, module: str, stored: StoredLinear) -> StoredWeight:
         shape = self._rows(role)[module], self._shape.linear_shapes[role][1]
-        name = self._in_layer(index, module)
-        stored = self._quantization.of(self._spec.names.prefixes[0] + name) if self._quantization is not None else None
-        if stored is None:
-            return read_floats(self._checkpoint, f"{self._prefix}{name}.weight", *shape)
-        return read_rounded(self._checkpoint, self._prefix + name, stored, shape)
+        return read_rounded(self._checkpoint, self._prefix + self._in_layer(index, module), stored, shape)
+
+    def _floats(self, index: int, role: str) -> torch.Tensor:
+        """The stacked matrix of parts that are floats; each is let go of before the next is read."""
+        shape, rows = self._shape.linear_shapes[role], self._rows(role)
+        stacked, first = torch.empty(0), 0
+        for module, num_rows in rows.items():
+            name = f"{self._prefix}{self._in_layer(index, module)}.weight"
+            part = read_floats(self._checkpoint, name, num_rows, shape[1])
+            if num_rows == shape[0]:
+                return part
+            if first == 0:
+                stacked = part.new_empty(shape)
+            stacked = stacked.to(torch.promote_types(stacked.dtype, part.dtype))
+            stacked[first : first + num_rows] = part
+            first += num_rows
+        return stacked
 
     def _bias(self, index: int, role: str) -> torch.Tensor:
         names = {f"{self._prefix}{self._in_layer(index, module)}.bias": n for module, n in self._rows(role).items()}

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from llmpq.errors import InvalidInputError
+from quantizer.finite import is_all_finite
 from stage_server.checkpoint import Checkpoint
 
 #: Elements of a matrix that are read at a time where it is read by rows.
@@ -38,7 +39,7 @@ def _check(name: str, tensor: torch.Tensor, shape: tuple[int, ...], expected: tu
     if shape != expected or not tensor.is_floating_point():
         problem = f"is {tensor.dtype} of shape {shape}, but the configuration says floats of shape {expected}"
         raise wrong_tensor(name, problem)
-    if not tensor.isfinite().all():
+    if not is_all_finite(tensor):
         raise wrong_tensor(name, "holds NaN or infinity: the checkpoint is damaged")
 
 

@@ -1,11 +1,13 @@
 """Writes a checkpoint of compressed-tensors, a layer at a time: the weights that a mesh would serve, bit for bit."""
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+
+import torch
 
 from llmpq.errors import InvalidInputError
 from llmpq.families import linear_names
@@ -70,30 +72,47 @@ def export(
     precisions = precisions_of(request, shape)
     loader = ModelLoader(request.model, device.torch_device, device.compute_dtype)
     source = loader.source
-    stored: dict[int, StoredLinear | None] = {}
     with _appearing(request.directory) as directory:
         with ShardWriter(directory) as shards:
             source.expect(range(len(precisions)), embedding=True, head=True)
-            dtypes = []
-            for name, tensor in outside_layers(loader):
-                dtypes.append(tensor.dtype)
-                shards.add(name, tensor)
+            dtype = _write_ends(shards, loader)
             rounder = LayerRounder(loader, device, request.options.rounding, samples)
-            for layer in rounder.layers(dict(enumerate(precisions))):
-                shards.add_all(in_layer(source, layer.index))
-                weights = _weights(source, layer)
-                stored[layer.index] = _stored(precisions[layer.index], weights.values())
-                for module, weight in weights.items():
-                    tensors = to_tensors(weight, stored[layer.index])
-                    shards.add_all((f"{module}.{name}", tensor) for name, tensor in tensors.items())
-                on_layer(len(stored), len(precisions))
+            layers = _write_layers(shards, source, rounder, precisions, on_layer)
         names = linear_names(shape.family)
-        layers = [stored[index] for index in range(len(precisions))]
         quantization = describe(names.layer, names.all, layers, source.spec.names.head)
-        write_config(request.model, directory, quantization, dtypes[0], is_tied=source.is_tied)
+        write_config(request.model, directory, quantization, dtype, is_tied=source.is_tied)
         has_tokenizer = copy_tokenizer(request.model, directory)
     has_zero_points = any(layer is not None and not layer.is_symmetric for layer in layers)
     return ExportReport(request.output, precisions, shards.total_bytes, has_zero_points, has_tokenizer)
+
+
+def _write_ends(shards: ShardWriter, loader: ModelLoader) -> torch.dtype:
+    """Writes what is outside the layers; returns the type of the embedding."""
+    dtypes = []
+    for name, tensor in outside_layers(loader):
+        shards.add(name, tensor)
+        dtypes.append(tensor.dtype)
+    return dtypes[0]
+
+
+def _write_layers(
+    shards: ShardWriter,
+    source: ModelSource,
+    rounder: LayerRounder,
+    precisions: tuple[LayerPrecision, ...],
+    on_layer: OnLayer,
+) -> list[StoredLinear | None]:
+    """Writes the layers, in whatever order they come; returns how each is stored, None as floats."""
+    stored: dict[int, StoredLinear | None] = {}
+    for layer in rounder.layers(dict(enumerate(precisions))):
+        shards.add_all(in_layer(source, layer.index))
+        weights = _weights(source, layer)
+        how = stored_as(precisions[layer.index], is_symmetric=all(map(_is_symmetric, weights.values())))
+        for module, weight in weights.items():
+            shards.add_all((f"{module}.{name}", tensor) for name, tensor in to_tensors(weight, how).items())
+        stored[layer.index] = how
+        on_layer(len(stored), len(precisions))
+    return [stored[index] for index in range(len(precisions))]
 
 
 def _weights(source: ModelSource, layer: SourceLayer) -> dict[str, RoundedWeight]:
@@ -111,12 +130,8 @@ def _weights(source: ModelSource, layer: SourceLayer) -> dict[str, RoundedWeight
     return weights
 
 
-def _stored(precision: LayerPrecision, weights: Iterable[RoundedWeight]) -> StoredLinear | None:
-    """How a layer is stored: without zero points if all of them are the middle code."""
-    return stored_as(precision, is_symmetric=all(map(_is_symmetric, weights)))
-
-
 def _is_symmetric(weight: RoundedWeight) -> bool:
+    """Whether all zero points are the middle code: the format then stores none."""
     return not isinstance(weight, GroupRounded) or bool((weight.zeros == 2 ** (weight.bits - 1)).all())
 
 
