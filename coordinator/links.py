@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import grpc
 
 from coordinator.cluster import Member
-from llmpq.device import LatencyPoint
+from llmpq.device import LatencyPoint, LinkProfile
 from llmpq.errors import InternalError
 from llmpq.messages import from_message, to_message
 from llmpq.plan import LayerSensitivity, Plan, PlanningProblem
 from llmpq.rating import RatingProgress, RatingRequest
 from llmpq.rpc import open_channel, rpc_errors
+from llmpq.rpc.channel import CONTROL_DEADLINE_S
 from llmpq.stage_load import LoadProgress, StageLoad
+from llmpq.v1 import plan_pb2
 from llmpq.v1 import planner_service_pb2 as planner_pb
 from llmpq.v1 import stage_service_pb2 as stage_pb
 from llmpq.v1.planner_service_pb2_grpc import PlannerServiceStub
@@ -26,6 +28,8 @@ OnMeasured = Callable[[int, int], None]
 
 #: Deadline of a question that somebody waits for and that a stage answers from memory.
 _PROBE_DEADLINE_S = 2.0
+#: Deadline of a measurement that sends a few dozen MB.
+_LINK_DEADLINE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,14 @@ class PlanProgress:
     candidates_done: int
     candidates_total: int
     best_objective_s: float
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """Bytes of a process that no file backs: now, and before anything was loaded."""
+
+    process_bytes: int
+    runtime_bytes: int
 
 
 class StageLink:
@@ -85,6 +97,24 @@ class StageLink:
             async for response in self._stub.LoadStage(to_message(load, stage_pb.LoadStageRequest)):
                 yield from_message(LoadProgress, response)
 
+    async def unload(self) -> None:
+        """Frees what the stage holds."""
+        with rpc_errors(self._peer):
+            await self._stub.UnloadStage(stage_pb.UnloadStageRequest(), timeout=CONTROL_DEADLINE_S)
+
+    async def process_memory(self) -> ProcessMemory:
+        """What the stage's process takes of its host."""
+        with rpc_errors(self._peer):
+            response = await self._stub.GetStage(stage_pb.GetStageRequest(), timeout=CONTROL_DEADLINE_S)
+        return ProcessMemory(response.process_bytes, response.runtime_bytes)
+
+    async def link_to(self, address: str) -> LinkProfile:
+        """Measures what it takes to hand a frame from this stage to another process."""
+        with rpc_errors(self._peer):
+            request = stage_pb.MeasureLinkRequest(address=address)
+            response = await self._stub.MeasureLink(request, timeout=_LINK_DEADLINE_S)
+        return from_message(LinkProfile, response.link)
+
     async def device_id(self) -> str:
         """The device that answers."""
         with rpc_errors(self._peer):
@@ -113,3 +143,19 @@ async def create_plan(address: str, problem: PlanningProblem, on_progress: Calla
                     return from_message(Plan, response.plan)
                 on_progress(from_message(PlanProgress, response.progress))
     raise InternalError(f"The planner at {address} ended without a plan.", subject=address)
+
+
+async def evaluate_plan(address: str, problem: PlanningProblem, plan: Plan) -> Plan:
+    """The plan with what the planner at `address` predicts of it.
+
+    Raises:
+        InvalidInputError, PreconditionError: As PlannerService.EvaluatePlan says.
+        UnavailableError: The planner is not there.
+    """
+    request = planner_pb.EvaluatePlanRequest(
+        problem=to_message(problem, planner_pb.PlanningProblem), plan=to_message(plan, plan_pb2.Plan)
+    )
+    async with open_channel(address) as channel:
+        with rpc_errors(f"planner at {address}"):
+            response = await PlannerServiceStub(channel).EvaluatePlan(request, timeout=CONTROL_DEADLINE_S)
+    return from_message(Plan, response.plan)

@@ -2,28 +2,29 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import structlog
-
 from coordinator.cluster import Member
-from coordinator.links import PlanProgress, StageLink, create_plan
+from coordinator.fidelity import FidelityMeter
+from coordinator.link_profiling import LinkProfiler
+from coordinator.links import PlanProgress, create_plan
 from coordinator.measurements import MeasurementCache
 from coordinator.omega import REFERENCE_SCHEME
 from coordinator.plan_options import check_layer_schemes
+from coordinator.profiling import DeviceProfiler, ProfiledModel
 from coordinator.rating import LayerRater
-from coordinator.status import Report, counting
+from coordinator.results import ResultRouter
+from coordinator.status import Report
 from llmpq.batch import PreviewedPlan
-from llmpq.device import DeviceProfile, LatencyPoint
-from llmpq.errors import PreconditionError, UnavailableError
-from llmpq.model import ModelShape, pinned, read_shape
+from llmpq.device import DeviceProfile
+from llmpq.errors import PreconditionError
+from llmpq.fidelity import FidelityResult
+from llmpq.model import pinned, read_shape
 from llmpq.plan import STRATEGIES, LayerSensitivity, LengthBucket, Plan, PlanningProblem, PlanOptions
 from llmpq.schemes import SCHEMES
 from llmpq.stored_layers import options_as_stored, read_stored_layers
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,15 @@ class Planning:
     Args:
         planner_address: host:port of the planner.
         state: Directory of what was measured before.
+        router: Where results come in.
     """
 
-    def __init__(self, planner_address: str, state: Path) -> None:
+    def __init__(self, planner_address: str, state: Path, router: ResultRouter) -> None:
         self.planner_address = planner_address
         self._cache = MeasurementCache(state / "measurements")
         self._rater = LayerRater(self._cache)
+        self._router = router
+        self._profiler = DeviceProfiler(self._cache, LinkProfiler(router))
 
     async def plan(self, work: Work, members: Sequence[Member], report: Report) -> Plan:
         """The plan for some work on the members.
@@ -102,65 +106,75 @@ class Planning:
         model = await asyncio.to_thread(pinned, model)
         return await self._rater.rate(model, schemes, options, members, report)
 
+    async def profile(
+        self,
+        model: str,
+        options: PlanOptions,
+        members: Sequence[Member],
+        report: Report,
+        *,
+        is_fresh: bool,
+    ) -> tuple[DeviceProfile, ...]:
+        """The profiles that plans for a model are made from.
+
+        Args:
+            model: A directory or a .gguf file.
+            options: Of these count the group size and the allowed schemes.
+            members: The devices.
+            report: Told what is being done.
+            is_fresh: Measure again what was measured before.
+
+        Raises:
+            PreconditionError: There are no devices that can run any of the allowed schemes.
+            MeshError: As ProfileLayers.
+        """
+        return tuple((await self._profiles(model, options, members, report, is_fresh=is_fresh)).values())
+
+    async def fidelity(
+        self,
+        model: str,
+        options: PlanOptions,
+        members: Sequence[Member],
+        report: Report,
+        *,
+        num_workloads: int,
+        seed: int,
+    ) -> AsyncIterator[FidelityResult]:
+        """Compares the planner's predictions with random work on each device in turn.
+
+        Raises:
+            MeshError: As `profile`, and as LoadStage.
+        """
+        profiles = await self._profiles(model, options, members, report)
+        model = await asyncio.to_thread(pinned, model)
+        shape = await asyncio.to_thread(read_shape, model)
+        for member, profile in profiles.items():
+            meter = FidelityMeter(
+                member, profile, model, shape, options.effective_group_size, self.planner_address, self._router
+            )
+            async for result in meter.results(num_workloads, seed):
+                yield result
+
+    async def _profiles(
+        self, model: str, options: PlanOptions, members: Sequence[Member], report: Report, *, is_fresh: bool = False
+    ) -> dict[Member, DeviceProfile]:
+        usable = _usable(members, options)
+        model = await asyncio.to_thread(pinned, model)
+        shape = await asyncio.to_thread(read_shape, model)
+        profiled = ProfiledModel(model, shape, options.effective_group_size)
+        return await self._profiler.profiles(usable, profiled, report, is_fresh=is_fresh)
+
     async def _problem(self, work: Work, members: Sequence[Member], report: Report) -> PlanningProblem:
         work = await asyncio.to_thread(_as_stored, work)
-        usable = {member: schemes for member in members if (schemes := _usable_schemes(member, work.options))}
-        if not usable:
-            raise _no_devices(members, work.options)
+        usable = _usable(members, work.options)
         shape = await asyncio.to_thread(read_shape, work.model)
         check_layer_schemes(work.options, shape)  # before minutes of measuring
-        profiles = await self._reached(work, shape, usable, report)
+        profiled = ProfiledModel(work.model, shape, work.options.effective_group_size)
+        profiles = await self._profiler.profiles(usable, profiled, report)
         schemes = sorted({scheme for member in profiles for scheme in usable[member]})
         sensitivities = await self._sensitivities(tuple(profiles), work, schemes, report)
         devices = tuple(profiles.values())
         return PlanningProblem(work.model, shape, devices, work.workload, sensitivities, work.options)
-
-    async def _reached(
-        self,
-        work: Work,
-        shape: ModelShape,
-        usable: Mapping[Member, Sequence[str]],
-        report: Report,
-    ) -> dict[Member, DeviceProfile]:
-        """The profiles of the devices that can be reached: one that cannot be must not keep the others from working.
-
-        Raises:
-            UnavailableError: None can be reached.
-            MeshError: As ProfileLayers.
-        """
-        profiling = [self._profile(member, work, shape, schemes, report) for member, schemes in usable.items()]
-        outcomes = await asyncio.gather(*map(_unless_unavailable, profiling))
-        profiles: dict[Member, DeviceProfile] = {}
-        for member, outcome in zip(usable, outcomes, strict=True):
-            if isinstance(outcome, DeviceProfile):
-                profiles[member] = outcome
-            else:
-                log.warning("device.left_out", device=member.device_id, error=outcome.message)
-                report(f"Planning without device {member.device_id}: {outcome.message}")
-        if not profiles:
-            raise next(outcome for outcome in outcomes if isinstance(outcome, UnavailableError))
-        return profiles
-
-    async def _profile(
-        self,
-        member: Member,
-        work: Work,
-        shape: ModelShape,
-        schemes: Sequence[str],
-        report: Report,
-    ) -> DeviceProfile:
-        """Latencies of a device, which depend on its kind and the model's shape, not on its name or the weights."""
-        device = {name: value for name, value in asdict(member.description).items() if not name.startswith("memory_")}
-        group_size = work.options.effective_group_size
-        subject = [device, asdict(shape), list(schemes), group_size]
-        points = self._cache.load(LatencyPoint, subject)
-        if points is None:
-            doing = f"Measuring device {member.device_id} on a layer of the model"
-            report(f"{doing}.")
-            async with StageLink.opened(member) as stage:
-                points = await stage.profile(work.model, schemes, group_size, counting(report, doing, "points"))
-            self._cache.save(subject, points)
-        return DeviceProfile(member.device_id, member.description, points)
 
     async def _sensitivities(
         self,
@@ -190,19 +204,24 @@ def workload_of(lengths: Iterable[tuple[int, int]]) -> tuple[LengthBucket, ...]:
     return tuple(LengthBucket(prompt, output, count) for (prompt, output), count in sorted(counts.items()))
 
 
-async def _unless_unavailable(profiling: Awaitable[DeviceProfile]) -> DeviceProfile | UnavailableError:
-    try:
-        return await profiling
-    except UnavailableError as error:
-        return error
-
-
 def _as_stored(work: Work) -> Work:
     """The work with its model pinned, and if that is quantized already, with each layer at what it is stored at."""
     model = pinned(work.model)
     stored = read_stored_layers(model)
     options = options_as_stored(work.options, stored, work.model) if stored else work.options
     return replace(work, model=model, options=options)
+
+
+def _usable(members: Sequence[Member], options: PlanOptions) -> dict[Member, list[str]]:
+    """The members that can run any of the allowed schemes, and which.
+
+    Raises:
+        PreconditionError: There are none.
+    """
+    usable = {member: schemes for member in members if (schemes := _usable_schemes(member, options))}
+    if not usable:
+        raise _no_devices(members, options)
+    return usable
 
 
 def _usable_schemes(member: Member, options: PlanOptions) -> list[str]:

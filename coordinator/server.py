@@ -45,7 +45,8 @@ async def run(config: CoordinatorConfig) -> None:
 async def coordinating(config: CoordinatorConfig) -> AsyncIterator[tuple[str, Runner]]:
     """Serves inside the block; gives the address and the queue, which does not run yet. Raises as `run`."""
     async with JobStore.opened(config.state) as store:
-        mesh = Mesh(Cluster(config.lease_ttl_s), Planning(config.planner, config.state), ResultRouter())
+        router = ResultRouter()
+        mesh = Mesh(Cluster(config.lease_ttl_s), Planning(config.planner, config.state, router), router)
         runner = Runner(store, mesh)
         servicer = CoordinatorServicer(
             cluster=mesh.cluster,

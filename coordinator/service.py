@@ -21,11 +21,13 @@ from coordinator.runner import Runner
 from coordinator.status import Report
 from coordinator.store import JobStore
 from llmpq.batch import Batch, BatchOptions, PreviewedPlan
-from llmpq.device import DeviceDescription
+from llmpq.device import DeviceDescription, DeviceProfile
 from llmpq.errors import InvalidInputError, LeaseExpiredError, MeshError
+from llmpq.fidelity import FidelityResult
 from llmpq.frames import decode_frame, encode_ack
 from llmpq.messages import from_message, to_message
 from llmpq.plan import LayerSensitivity, LengthBucket, PlanOptions
+from llmpq.rpc.link_probe import PROBE_DEPLOYMENT
 from llmpq.v1 import coordinator_service_pb2 as pb
 from llmpq.v1 import coordinator_service_pb2_grpc, plan_pb2
 
@@ -36,6 +38,8 @@ T = TypeVar("T")
 _WATCH_INTERVAL_S = 0.2
 #: Results read from the store at a time.
 _RESULTS_PAGE = 256
+#: Workloads that one fidelity measurement may draw for a device.
+_MAX_WORKLOADS = 1000
 
 
 class CoordinatorServicer(coordinator_service_pb2_grpc.CoordinatorServiceServicer):
@@ -210,6 +214,51 @@ class CoordinatorServicer(coordinator_service_pb2_grpc.CoordinatorServiceService
                 sensitivities = [to_message(entry, plan_pb2.LayerSensitivity) for entry in ratings or ()]
                 yield pb.RateLayersResponse(status_message=message, sensitivities=sensitivities)
 
+    async def ProfileDevices(  # noqa: N802
+        self,
+        request: pb.ProfileDevicesRequest,
+        context: Context,  # noqa: ARG002
+    ) -> AsyncIterator[pb.ProfileDevicesResponse]:
+        """See the contract."""
+        options, members = from_message(PlanOptions, request.options), self._cluster.members
+        check_plan_options(options)
+
+        def profile(report: Report) -> Coroutine[Any, Any, tuple[DeviceProfile, ...]]:
+            return self._planning.profile(request.model, options, members, report, is_fresh=request.is_fresh)
+
+        async with aclosing(_reported(profile)) as reported:
+            async for message, profiles in reported:
+                messages = [to_message(found, plan_pb2.DeviceProfile) for found in profiles or ()]
+                yield pb.ProfileDevicesResponse(status_message=message, profiles=messages)
+
+    async def MeasureFidelity(  # noqa: N802
+        self,
+        request: pb.MeasureFidelityRequest,
+        context: Context,  # noqa: ARG002
+    ) -> AsyncIterator[pb.MeasureFidelityResponse]:
+        """See the contract."""
+        options, members = from_message(PlanOptions, request.options), self._cluster.members
+        check_plan_options(options)
+        if not 1 <= request.num_workloads <= _MAX_WORKLOADS:
+            raise InvalidInputError(
+                f"num_workloads is {request.num_workloads}; it must be from 1 to {_MAX_WORKLOADS}.",
+                subject="num_workloads",
+            )
+        results: asyncio.Queue[FidelityResult] = asyncio.Queue()
+
+        async def measure(report: Report) -> None:
+            measuring = self._planning.fidelity(
+                request.model, options, members, report, num_workloads=request.num_workloads, seed=request.seed
+            )
+            async for result in measuring:
+                results.put_nowait(result)
+                report(f"Measured {result.device_id}.")
+
+        async with aclosing(_reported(measure)) as reported:
+            async for message, _ in reported:
+                result = None if results.empty() else to_message(results.get_nowait(), pb.FidelityResult)
+                yield pb.MeasureFidelityResponse(status_message=message, result=result)
+
     async def _heartbeat(self, requests: AsyncIterator[pb.RegisterStageRequest], member: Member) -> bool:
         """Waits for the next heartbeat; False if the stage has ended the stream.
 
@@ -240,7 +289,8 @@ class ResultReceiver:
         """Forward, as raw bytes; see the contract."""
         async for raw in incoming:
             frame = decode_frame(raw)
-            self._router.deliver(frame)
+            if frame.deployment_id != PROBE_DEPLOYMENT:
+                self._router.deliver(frame)
             yield encode_ack(frame.frame_id)
 
 

@@ -13,7 +13,9 @@ from typing import Any, Self, TypeVar
 from grpc.aio import UnaryStreamCall
 
 from llmpq.batch import Batch, BatchOptions, Cluster, PreviewedPlan, Result
+from llmpq.device import DeviceProfile
 from llmpq.errors import InvalidInputError, UnavailableError
+from llmpq.fidelity import FidelityResult
 from llmpq.messages import from_message, to_message
 from llmpq.plan import LayerSensitivity, LengthBucket, PlanOptions
 from llmpq.rpc.channel import CONTROL_DEADLINE_S, MAX_PAYLOAD_BYTES, open_channel
@@ -244,6 +246,73 @@ class Client:
                     on_status(message.status_message)
                 ratings = tuple(from_message(LayerSensitivity, entry) for entry in message.sensitivities)
         return ratings
+
+    async def profile_devices(
+        self,
+        model: str,
+        *,
+        plan_options: PlanOptions | None = None,
+        is_fresh: bool = False,
+        on_status: Callable[[str], None] | None = None,
+    ) -> tuple[DeviceProfile, ...]:
+        """Profiles the devices for a model, and the links between them; measures what was not measured before.
+
+        Args:
+            model: A directory or a .gguf file, at the same path on the hosts of coordinator and stages.
+            plan_options: Of these count `group_size` and `allowed_schemes`; all schemes if there are none.
+            is_fresh: Measure again what was measured before.
+            on_status: Called with a sentence on what is going on, each time it changes.
+
+        Raises:
+            PreconditionError: There are no devices, or one is computing.
+            NotFoundError: The model is not there.
+            InvalidInputError: Options that do not exist.
+        """
+        options = to_message(plan_options or PlanOptions(), plan_pb2.PlanOptions)
+        request = pb.ProfileDevicesRequest(model=model, options=options, is_fresh=is_fresh)
+        profiles: tuple[DeviceProfile, ...] = ()
+        with rpc_errors(self._coordinator):
+            async for message in self._stub.ProfileDevices(request):
+                if message.status_message and on_status:
+                    on_status(message.status_message)
+                profiles = tuple(from_message(DeviceProfile, profile) for profile in message.profiles)
+        return profiles
+
+    async def measure_fidelity(
+        self,
+        model: str,
+        num_workloads: int,
+        *,
+        plan_options: PlanOptions | None = None,
+        seed: int = 0,
+        on_status: Callable[[str], None] | None = None,
+    ) -> AsyncIterator[FidelityResult]:
+        """Yields predicted beside measured, for random work on each device that no profile has.
+
+        Args:
+            model: A directory or a .gguf file, at the same path on the hosts of coordinator and stages.
+            num_workloads: Workloads to draw for each device.
+            plan_options: As for `profile_devices`.
+            seed: What is drawn depends on this alone.
+            on_status: Called with a sentence on what is going on, each time it changes.
+
+        Raises:
+            PreconditionError: There are no devices, or one is computing.
+            NotFoundError: The model is not there.
+            InvalidInputError: A number out of range, or options that do not exist.
+        """
+        request = pb.MeasureFidelityRequest(
+            model=model,
+            options=to_message(plan_options or PlanOptions(), plan_pb2.PlanOptions),
+            num_workloads=num_workloads,
+            seed=seed,
+        )
+        with rpc_errors(self._coordinator):
+            async for message in self._stub.MeasureFidelity(request):
+                if message.status_message and on_status:
+                    on_status(message.status_message)
+                if message.HasField("result"):
+                    yield from_message(FidelityResult, message.result)
 
     async def _rejoining(self, join: Callable[[], UnaryStreamCall[Any, M]]) -> AsyncIterator[M]:
         """Yields what the stream that `join` opens brings, opening it again while the coordinator is away."""

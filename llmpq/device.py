@@ -47,6 +47,15 @@ class LatencyPoint:
 
 
 @dataclass(frozen=True)
+class LinkProfile:
+    """Mirror of the message `LinkProfile`; see there for each field."""
+
+    sender_id: str = ""
+    latency_ns: int = 0
+    bytes_per_s: int = 0
+
+
+@dataclass(frozen=True)
 class DeviceProfile:
     """Mirror of the message `DeviceProfile`; see there for each field."""
 
@@ -55,3 +64,9 @@ class DeviceProfile:
     points: tuple[LatencyPoint, ...] = field(default=())
     link_latency_ns: int = 0
     link_bytes_per_s: int = 0
+    links: tuple[LinkProfile, ...] = ()
+
+    def link_from(self, sender_id: str) -> LinkProfile:
+        """The link from a device, or the coordinator (empty); the one of any sender where that was not measured."""
+        anybody = LinkProfile(sender_id, self.link_latency_ns, self.link_bytes_per_s)
+        return next((link for link in self.links if link.sender_id == sender_id), anybody)

@@ -15,6 +15,8 @@ from planner_svc.workload import Load, Workload
 
 #: Bytes of a token id: what the first stage receives instead of hidden states.
 _TOKEN_BYTES = 4
+#: Measured links that differ by less than this factor count as equal.
+_ALIKE_LINKS = 2.0
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,14 @@ class CostModel:
     def link_s(self, sender_id: str | None, receiver_id: str, load: Load) -> float:
         """Seconds to hand a micro-batch to a stage: latency + bytes / bandwidth.
 
-        The first stage receives token ids, from no device (`sender_id` is None); others hidden states.
+        The first stage receives token ids, from the coordinator (`sender_id` is None); others hidden states.
         """
-        receiver = self.devices[receiver_id]
+        link = self.devices[receiver_id].link_from(sender_id or "")
         row_bytes = _TOKEN_BYTES
         if sender_id is not None:
             row_bytes = self.shape.hidden_size * self.devices[sender_id].description.activation_bytes
-        transfer_s = load.num_rows * row_bytes / receiver.link_bytes_per_s if receiver.link_bytes_per_s else 0.0
-        return receiver.link_latency_ns / 1e9 + transfer_s
+        transfer_s = load.num_rows * row_bytes / link.bytes_per_s if link.bytes_per_s else 0.0
+        return link.latency_ns / 1e9 + transfer_s
 
     def stage_times(self, stages: Sequence[StagePlan], phase: Phase, load: Load) -> StageTimes:
         """Seconds of each stage and link of a pipeline."""
@@ -176,5 +178,8 @@ class CostModel:
 
 
 def profiles_alike(one: DeviceProfile, other: DeviceProfile) -> bool:
-    """Whether two devices are the same but for their names."""
-    return replace(one, device_id=other.device_id) == other
+    """Whether two devices are the same but for their names, and links that differ less than measuring does."""
+    unlinked = {"device_id": "", "links": (), "link_latency_ns": 0, "link_bytes_per_s": 0}
+    links = [(found.link_latency_ns, found.link_bytes_per_s) for found in (one, other)]
+    are_links_alike = all(max(pair) <= _ALIKE_LINKS * min(pair) for pair in zip(*links, strict=True))
+    return are_links_alike and {**vars(one), **unlinked} == {**vars(other), **unlinked}

@@ -8,14 +8,17 @@ from typing import Any
 
 import grpc
 
+from llmpq.address import split_address
 from llmpq.errors import MeshError
 from llmpq.frames import decode_frame, encode_ack
 from llmpq.messages import from_message, to_message
 from llmpq.plan import StageMemory
 from llmpq.rating import RatingRequest
+from llmpq.rpc.link_probe import PROBE_DEPLOYMENT, measure_link
 from llmpq.stage_load import StageLoad
 from llmpq.v1 import plan_pb2, stage_service_pb2_grpc
 from llmpq.v1 import stage_service_pb2 as pb
+from stage_server.process_memory import process_bytes
 from stage_server.stage import Stage
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -82,7 +85,12 @@ class StageServicer(stage_service_pb2_grpc.StageServiceServicer):
     ) -> pb.GetStageResponse:
         """See the contract."""
         deployment = self._stage.deployment
-        response = pb.GetStageResponse(state=self._state(), memory=_memory_message(self._stage.memory))
+        response = pb.GetStageResponse(
+            state=self._state(),
+            memory=_memory_message(self._stage.memory),
+            process_bytes=process_bytes(),
+            runtime_bytes=self._stage.runtime_bytes,
+        )
         if deployment is not None:
             response.deployment_id = deployment.load.deployment_id
             response.plan_hash = deployment.load.plan_hash
@@ -91,6 +99,16 @@ class StageServicer(stage_service_pb2_grpc.StageServiceServicer):
             response.decode_ns = deployment.counters.decode_ns
             response.idle_ns = deployment.counters.idle_ns
         return response
+
+    async def MeasureLink(  # noqa: N802
+        self,
+        request: pb.MeasureLinkRequest,
+        context: Context,  # noqa: ARG002
+    ) -> pb.MeasureLinkResponse:
+        """See the contract."""
+        split_address(request.address, "address")
+        link = await measure_link(self._stage.device_id, request.address)
+        return pb.MeasureLinkResponse(link=to_message(link, plan_pb2.LinkProfile))
 
     def _state(self) -> pb.StageState.ValueType:
         if self._stage.is_loading:
@@ -113,6 +131,9 @@ async def receive_frames(stage: Stage, incoming: AsyncIterator[bytes]) -> AsyncI
         if raw is None:
             return
         frame = decode_frame(raw)
+        if frame.deployment_id == PROBE_DEPLOYMENT:
+            yield encode_ack(frame.frame_id)
+            continue
         deployment = stage.deployment_for(frame)
         failure = deployment.failure
         deployment.submit(frame)

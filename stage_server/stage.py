@@ -33,6 +33,7 @@ from stage_server.load_check import (
 )
 from stage_server.loader import ModelLoader
 from stage_server.model_slice import ModelSlice
+from stage_server.process_memory import process_bytes
 from stage_server.profiler import LayerProfiler
 from stage_server.sensitivity import rate_layers
 from stage_server.slice_loading import SliceLoad
@@ -62,6 +63,7 @@ class Stage:
         self.deployment: Deployment | None = None
         self.memory = StageMemory(budget_bytes=device.description.memory_budget_bytes)
         self.is_loading = False
+        self.runtime_bytes = process_bytes()
         self._held: _Held | None = None
         self._opened: tuple[tuple[str, str], ModelLoader] | None = None
         self._activity = ""

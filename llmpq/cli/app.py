@@ -5,7 +5,9 @@ import typer
 from llmpq.cli.eval_perplexity import perplexity
 from llmpq.cli.eval_tasks import tasks
 from llmpq.cli.export import export
+from llmpq.cli.fidelity import fidelity
 from llmpq.cli.plan import plan
+from llmpq.cli.profile import profile
 from llmpq.cli.results import cancel, results
 from llmpq.cli.run_batch import run_batch
 from llmpq.cli.sensitivity import sensitivity
@@ -43,6 +45,8 @@ app.command("results")(results)
 app.command("cancel")(cancel)
 app.command("status")(status)
 app.command("plan")(plan)
+app.command("profile")(profile)
+app.command("fidelity")(fidelity)
 app.command("sensitivity")(sensitivity)
 app.command("export")(export)
 app.add_typer(evaluations, name="eval")

@@ -4,7 +4,7 @@ import re
 import time
 from typing import Self
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from llmpq.batch import Batch, BatchState
 from llmpq.cli.terminal import note, stderr
@@ -12,6 +12,7 @@ from llmpq.cli.terminal import note, stderr
 #: Pause between plain lines about things that were told of already.
 _LINE_EVERY_S = 5.0
 _COUNT = re.compile(r"(: \d.*)?\.?$")
+_COUNTED = re.compile(r": (\d+) of (\d+) (\w+)\.$")
 
 
 class StatusLines:
@@ -31,6 +32,44 @@ class StatusLines:
             note(sentence)
             self._told.add(topic)
             self._next_line_at = now + _LINE_EVERY_S
+
+
+class MeasuringBars:
+    """A bar on a terminal for each thing that is measured; elsewhere, plain lines as `StatusLines` prints them.
+
+    It reads sentences such as `Measuring device fast: 12 of 71 points.`
+    """
+
+    def __init__(self) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            console=stderr,
+            disable=not stderr.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._lines = StatusLines()
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def say(self, sentence: str) -> None:
+        """Shows a sentence."""
+        if not stderr.is_terminal:
+            self._lines.say(sentence)
+            return
+        topic, counted = _COUNT.sub("", sentence), _COUNTED.search(sentence)
+        if topic not in self._tasks:
+            self._tasks[topic] = self._bars.add_task(topic, total=None, detail="")
+        if counted:
+            done, total, unit = int(counted[1]), int(counted[2]), counted[3]
+            self._bars.update(self._tasks[topic], completed=done, total=total, detail=f"{done} of {total} {unit}")
 
 
 class BatchProgress:

@@ -20,7 +20,7 @@ def plan_table(plan: Plan) -> Table:
     """Which device runs which layers at which precision, and what the planner expects of it."""
     estimate = plan.estimate
     gap = f"at most {estimate.gap:.1%} from optimal, " if estimate.gap else ""
-    table = _table(
+    table = plain_table(
         f"{plan.strategy}: {plan.num_lanes} lane(s) of {plan.decode_micro_batch} sequences, "
         f"prefill of {plan.prefill_micro_batch} at a time; times are per micro-batch",
         ("device", "layers", "precisions", "memory used of budget", "prefill ms", "decode ms"),
@@ -36,7 +36,7 @@ def plan_table(plan: Plan) -> Table:
 
 def stage_table(batch: Batch, plan: Plan) -> Table:
     """Predicted beside measured for each stage of a batch."""
-    table = _table(
+    table = plain_table(
         "predicted -> measured, per micro-batch",
         ("device", "layers", "precisions", "memory used of budget", "prefill ms", "decode ms", "busy"),
     )
@@ -53,7 +53,7 @@ def stage_table(batch: Batch, plan: Plan) -> Table:
 
 def cluster_table(cluster: Cluster) -> Table:
     """The members and what they are."""
-    table = _table(
+    table = plain_table(
         f"cluster (planner at {cluster.planner_address})",
         ("device", "address", "kind", "threads", "memory budget", "precisions", "plan"),
     )
@@ -74,7 +74,7 @@ def cluster_table(cluster: Cluster) -> Table:
 def score_table(scores: Iterable[TaskScore], precisions: Mapping[str, int]) -> Table:
     """The figures of tasks, one a line, with standard errors."""
     served = ", ".join(f"{scheme} x{count}" for scheme, count in precisions.items())
-    table = _table(f"tasks, layers at {served}", ("task", "items", "acc", "acc_norm", "perplexity"))
+    table = plain_table(f"tasks, layers at {served}", ("task", "items", "acc", "acc_norm", "perplexity"))
     for score in scores:
         table.add_row(
             score.task,
@@ -88,7 +88,7 @@ def score_table(scores: Iterable[TaskScore], precisions: Mapping[str, int]) -> T
 
 def batch_table(batches: Iterable[Batch]) -> Table:
     """Batches, one a line."""
-    table = _table("batches", ("batch", "state", "answered", "tokens", "model"))
+    table = plain_table("batches", ("batch", "state", "answered", "tokens", "model"))
     for batch in batches:
         failed = f", {batch.requests_failed} failed" if batch.requests_failed else ""
         rate = f", {tokens_per_s(batch):.1f}/s" if batch.running_s else ""
@@ -102,7 +102,8 @@ def batch_table(batches: Iterable[Batch]) -> Table:
     return table
 
 
-def _table(title: str, columns: Iterable[str], caption: str | None = None) -> Table:
+def plain_table(title: str, columns: Iterable[str], caption: str | None = None) -> Table:
+    """A table in the style of all others, empty yet."""
     table = Table(
         title=f"\n{title}",
         caption=caption,

@@ -57,6 +57,12 @@ class ForwardStream:
         except asyncio.InvalidStateError as error:  # the stream has ended already; `watch` knows why
             raise UnavailableError(f"{self._address} has ended the stream of frames.", subject=self._address) from error
 
+    async def acknowledged(self) -> None:
+        """Waits for the next acknowledgement. Raises as `watch`; use one of the two."""
+        with rpc_errors(self._address):
+            if await self._call.read() is grpc.aio.EOF:
+                raise self._ended()
+
     async def watch(self) -> None:
         """Reads acknowledgements until the stream ends; never returns normally.
 
@@ -66,4 +72,7 @@ class ForwardStream:
         with rpc_errors(self._address):
             while await self._call.read() is not grpc.aio.EOF:
                 pass
-        raise UnavailableError(f"{self._address} ended the stream of frames.", subject=self._address)
+        raise self._ended()
+
+    def _ended(self) -> UnavailableError:
+        return UnavailableError(f"{self._address} ended the stream of frames.", subject=self._address)

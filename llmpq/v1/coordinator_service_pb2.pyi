@@ -984,3 +984,201 @@ class RateLayersResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RateLayersResponse: _TypeAlias = RateLayersResponse  # noqa: Y015
+
+@_typing.final
+class ProfileDevicesRequest(_message.Message):
+    """Request of ProfileDevices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    IS_FRESH_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Model, as in BatchOptions."""
+    is_fresh: _builtins.bool
+    """Measure again what was measured before, and forget what runs have corrected."""
+    @_builtins.property
+    def options(self) -> _plan_pb2.PlanOptions:
+        """Of these count `group_size` and `allowed_schemes`: the schemes to profile, all that a device can run if there are
+        none.
+        """
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        options: _plan_pb2.PlanOptions | None = ...,
+        is_fresh: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_fresh", b"is_fresh", "model", b"model", "options", b"options"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProfileDevicesRequest: _TypeAlias = ProfileDevicesRequest  # noqa: Y015
+
+@_typing.final
+class ProfileDevicesResponse(_message.Message):
+    """Response of ProfileDevices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_MESSAGE_FIELD_NUMBER: _builtins.int
+    PROFILES_FIELD_NUMBER: _builtins.int
+    status_message: _builtins.str
+    """What it is doing, for people."""
+    @_builtins.property
+    def profiles(self) -> _containers.RepeatedCompositeFieldContainer[_plan_pb2.DeviceProfile]:
+        """In the last message: every device that could be reached."""
+
+    def __init__(
+        self,
+        *,
+        status_message: _builtins.str = ...,
+        profiles: _abc.Iterable[_plan_pb2.DeviceProfile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["profiles", b"profiles", "status_message", b"status_message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProfileDevicesResponse: _TypeAlias = ProfileDevicesResponse  # noqa: Y015
+
+@_typing.final
+class MeasureFidelityRequest(_message.Message):
+    """Request of MeasureFidelity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    NUM_WORKLOADS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Model, as in BatchOptions."""
+    num_workloads: _builtins.int
+    """Workloads to draw for each device; 1 to 1000."""
+    seed: _builtins.int
+    """What is drawn depends on this alone."""
+    @_builtins.property
+    def options(self) -> _plan_pb2.PlanOptions:
+        """As in ProfileDevices."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        options: _plan_pb2.PlanOptions | None = ...,
+        num_workloads: _builtins.int = ...,
+        seed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "num_workloads", b"num_workloads", "options", b"options", "seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasureFidelityRequest: _TypeAlias = MeasureFidelityRequest  # noqa: Y015
+
+@_typing.final
+class MeasureFidelityResponse(_message.Message):
+    """Response of MeasureFidelity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_MESSAGE_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    status_message: _builtins.str
+    """What it is doing, for people."""
+    @_builtins.property
+    def result(self) -> Global___FidelityResult:
+        """Set once a workload is measured."""
+
+    def __init__(
+        self,
+        *,
+        status_message: _builtins.str = ...,
+        result: Global___FidelityResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "status_message", b"status_message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasureFidelityResponse: _TypeAlias = MeasureFidelityResponse  # noqa: Y015
+
+@_typing.final
+class FidelityResult(_message.Message):
+    """One workload on one device, predicted and measured."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    FIRST_LAYER_FIELD_NUMBER: _builtins.int
+    SCHEMES_FIELD_NUMBER: _builtins.int
+    HAS_HEAD_FIELD_NUMBER: _builtins.int
+    PREFILL_SEQUENCES_FIELD_NUMBER: _builtins.int
+    DECODE_SEQUENCES_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    PREDICTED_PREFILL_MS_FIELD_NUMBER: _builtins.int
+    MEASURED_PREFILL_MS_FIELD_NUMBER: _builtins.int
+    PREDICTED_DECODE_MS_FIELD_NUMBER: _builtins.int
+    MEASURED_DECODE_MS_FIELD_NUMBER: _builtins.int
+    PREDICTED_BYTES_FIELD_NUMBER: _builtins.int
+    MEASURED_BYTES_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device."""
+    first_layer: _builtins.int
+    """First layer of the slice; 0 means that the embedding was there too."""
+    has_head: _builtins.bool
+    """Whether the slice ends with the head."""
+    prefill_sequences: _builtins.int
+    """Sequences of a prefill micro-batch."""
+    decode_sequences: _builtins.int
+    """Sequences of a decode micro-batch."""
+    prompt_tokens: _builtins.int
+    """Tokens of each prompt."""
+    predicted_prefill_ms: _builtins.float
+    """Predicted time of a prefill micro-batch."""
+    measured_prefill_ms: _builtins.float
+    """Measured median of several."""
+    predicted_decode_ms: _builtins.float
+    """Predicted time of a decode micro-batch."""
+    measured_decode_ms: _builtins.float
+    """Measured median of several."""
+    predicted_bytes: _builtins.int
+    """Predicted memory of the process: its runtime and all of the plan's."""
+    measured_bytes: _builtins.int
+    """Memory that the process had once it had computed; 0 where the system does not say."""
+    @_builtins.property
+    def schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Scheme of each of its layers."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        first_layer: _builtins.int = ...,
+        schemes: _abc.Iterable[_builtins.str] | None = ...,
+        has_head: _builtins.bool = ...,
+        prefill_sequences: _builtins.int = ...,
+        decode_sequences: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        predicted_prefill_ms: _builtins.float = ...,
+        measured_prefill_ms: _builtins.float = ...,
+        predicted_decode_ms: _builtins.float = ...,
+        measured_decode_ms: _builtins.float = ...,
+        predicted_bytes: _builtins.int = ...,
+        measured_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_sequences", b"decode_sequences", "device_id", b"device_id", "first_layer", b"first_layer", "has_head", b"has_head", "measured_bytes", b"measured_bytes", "measured_decode_ms", b"measured_decode_ms", "measured_prefill_ms", b"measured_prefill_ms", "predicted_bytes", b"predicted_bytes", "predicted_decode_ms", b"predicted_decode_ms", "predicted_prefill_ms", b"predicted_prefill_ms", "prefill_sequences", b"prefill_sequences", "prompt_tokens", b"prompt_tokens", "schemes", b"schemes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FidelityResult: _TypeAlias = FidelityResult  # noqa: Y015

@@ -88,6 +88,16 @@ class CoordinatorServiceStub:
                 request_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.RateLayersRequest.SerializeToString,
                 response_deserializer=llmpq_dot_v1_dot_coordinator__service__pb2.RateLayersResponse.FromString,
                 _registered_method=True)
+        self.ProfileDevices = channel.unary_stream(
+                '/llmpq.v1.CoordinatorService/ProfileDevices',
+                request_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.ProfileDevicesRequest.SerializeToString,
+                response_deserializer=llmpq_dot_v1_dot_coordinator__service__pb2.ProfileDevicesResponse.FromString,
+                _registered_method=True)
+        self.MeasureFidelity = channel.unary_stream(
+                '/llmpq.v1.CoordinatorService/MeasureFidelity',
+                request_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.MeasureFidelityRequest.SerializeToString,
+                response_deserializer=llmpq_dot_v1_dot_coordinator__service__pb2.MeasureFidelityResponse.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServiceServicer:
@@ -201,6 +211,29 @@ class CoordinatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ProfileDevices(self, request, context):
+        """Profiles the devices for a model, as planning does: latencies of each, and the links between them. What was measured
+        before is not measured again unless asked for. Sends progress while it works; the last message has the profiles.
+
+        Errors:
+        - As StageService.ProfileLayers; FAILED_PRECONDITION also if there are no devices.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MeasureFidelity(self, request, context):
+        """Says how well the planner predicts: loads random slices of the model on each device, sends random micro-batches that
+        were never profiled through them, and compares times and memory with what the planner predicts. Sends progress
+        while it works, and each result as it is known. Replaces what the stages hold.
+
+        Errors:
+        - As ProfileDevices and StageService.LoadStage.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -253,6 +286,16 @@ def add_CoordinatorServiceServicer_to_server(servicer, server):
                     servicer.RateLayers,
                     request_deserializer=llmpq_dot_v1_dot_coordinator__service__pb2.RateLayersRequest.FromString,
                     response_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.RateLayersResponse.SerializeToString,
+            ),
+            'ProfileDevices': grpc.unary_stream_rpc_method_handler(
+                    servicer.ProfileDevices,
+                    request_deserializer=llmpq_dot_v1_dot_coordinator__service__pb2.ProfileDevicesRequest.FromString,
+                    response_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.ProfileDevicesResponse.SerializeToString,
+            ),
+            'MeasureFidelity': grpc.unary_stream_rpc_method_handler(
+                    servicer.MeasureFidelity,
+                    request_deserializer=llmpq_dot_v1_dot_coordinator__service__pb2.MeasureFidelityRequest.FromString,
+                    response_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.MeasureFidelityResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -529,6 +572,60 @@ class CoordinatorService:
             '/llmpq.v1.CoordinatorService/RateLayers',
             llmpq_dot_v1_dot_coordinator__service__pb2.RateLayersRequest.SerializeToString,
             llmpq_dot_v1_dot_coordinator__service__pb2.RateLayersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProfileDevices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llmpq.v1.CoordinatorService/ProfileDevices',
+            llmpq_dot_v1_dot_coordinator__service__pb2.ProfileDevicesRequest.SerializeToString,
+            llmpq_dot_v1_dot_coordinator__service__pb2.ProfileDevicesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MeasureFidelity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llmpq.v1.CoordinatorService/MeasureFidelity',
+            llmpq_dot_v1_dot_coordinator__service__pb2.MeasureFidelityRequest.SerializeToString,
+            llmpq_dot_v1_dot_coordinator__service__pb2.MeasureFidelityResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -82,6 +82,21 @@ class CoordinatorServiceStub:
     - FAILED_PRECONDITION: no device can run a scheme that is to be rated, or w4, the unit.
     - As StageService.MeasureSensitivity.
     """
+    ProfileDevices: _aio.UnaryStreamMultiCallable[_coordinator_service_pb2.ProfileDevicesRequest, _coordinator_service_pb2.ProfileDevicesResponse]
+    """Profiles the devices for a model, as planning does: latencies of each, and the links between them. What was measured
+    before is not measured again unless asked for. Sends progress while it works; the last message has the profiles.
+
+    Errors:
+    - As StageService.ProfileLayers; FAILED_PRECONDITION also if there are no devices.
+    """
+    MeasureFidelity: _aio.UnaryStreamMultiCallable[_coordinator_service_pb2.MeasureFidelityRequest, _coordinator_service_pb2.MeasureFidelityResponse]
+    """Says how well the planner predicts: loads random slices of the model on each device, sends random micro-batches that
+    were never profiled through them, and compares times and memory with what the planner predicts. Sends progress
+    while it works, and each result as it is known. Replaces what the stages hold.
+
+    Errors:
+    - As ProfileDevices and StageService.LoadStage.
+    """
 
 class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Batches in, answers out.
@@ -210,6 +225,33 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT: options out of range. NOT_FOUND: the model is not there.
         - FAILED_PRECONDITION: no device can run a scheme that is to be rated, or w4, the unit.
         - As StageService.MeasureSensitivity.
+        """
+
+    @_abc_1.abstractmethod
+    def ProfileDevices(
+        self,
+        request: _coordinator_service_pb2.ProfileDevicesRequest,
+        context: _aio.ServicerContext[_coordinator_service_pb2.ProfileDevicesRequest, _abc.AsyncIterator[_coordinator_service_pb2.ProfileDevicesResponse]],
+    ) -> _abc.AsyncIterator[_coordinator_service_pb2.ProfileDevicesResponse]:
+        """Profiles the devices for a model, as planning does: latencies of each, and the links between them. What was measured
+        before is not measured again unless asked for. Sends progress while it works; the last message has the profiles.
+
+        Errors:
+        - As StageService.ProfileLayers; FAILED_PRECONDITION also if there are no devices.
+        """
+
+    @_abc_1.abstractmethod
+    def MeasureFidelity(
+        self,
+        request: _coordinator_service_pb2.MeasureFidelityRequest,
+        context: _aio.ServicerContext[_coordinator_service_pb2.MeasureFidelityRequest, _abc.AsyncIterator[_coordinator_service_pb2.MeasureFidelityResponse]],
+    ) -> _abc.AsyncIterator[_coordinator_service_pb2.MeasureFidelityResponse]:
+        """Says how well the planner predicts: loads random slices of the model on each device, sends random micro-batches that
+        were never profiled through them, and compares times and memory with what the planner predicts. Sends progress
+        while it works, and each result as it is known. Replaces what the stages hold.
+
+        Errors:
+        - As ProfileDevices and StageService.LoadStage.
         """
 
 def add_CoordinatorServiceServicer_to_server(servicer: CoordinatorServiceServicer, server: _aio.Server) -> None: ...

@@ -282,6 +282,7 @@ class DeviceProfile(_message.Message):
     POINTS_FIELD_NUMBER: _builtins.int
     LINK_LATENCY_NS_FIELD_NUMBER: _builtins.int
     LINK_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """Name the plan refers to it by; unique in a cluster."""
     link_latency_ns: _builtins.int
@@ -296,6 +297,10 @@ class DeviceProfile(_message.Message):
     def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___LatencyPoint]:
         """What it measured. MUST hold layer points of both phases for every scheme that the plan may use on it."""
 
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkProfile]:
+        """Links from single senders, where they were measured; for any other sender the two fields above hold."""
+
     def __init__(
         self,
         *,
@@ -304,14 +309,45 @@ class DeviceProfile(_message.Message):
         points: _abc.Iterable[Global___LatencyPoint] | None = ...,
         link_latency_ns: _builtins.int = ...,
         link_bytes_per_s: _builtins.int = ...,
+        links: _abc.Iterable[Global___LinkProfile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "device_id", b"device_id", "link_bytes_per_s", b"link_bytes_per_s", "link_latency_ns", b"link_latency_ns", "points", b"points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "device_id", b"device_id", "link_bytes_per_s", b"link_bytes_per_s", "link_latency_ns", b"link_latency_ns", "links", b"links", "points", b"points"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeviceProfile: _TypeAlias = DeviceProfile  # noqa: Y015
+
+@_typing.final
+class LinkProfile(_message.Message):
+    """What it takes to hand one frame to a process: latency + bytes / bandwidth."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SENDER_ID_FIELD_NUMBER: _builtins.int
+    LATENCY_NS_FIELD_NUMBER: _builtins.int
+    BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    sender_id: _builtins.str
+    """Device that sends; empty for the coordinator."""
+    latency_ns: _builtins.int
+    """Fixed part."""
+    bytes_per_s: _builtins.int
+    """Bytes per second of the variable part; 0 means unlimited."""
+    def __init__(
+        self,
+        *,
+        sender_id: _builtins.str = ...,
+        latency_ns: _builtins.int = ...,
+        bytes_per_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "latency_ns", b"latency_ns", "sender_id", b"sender_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkProfile: _TypeAlias = LinkProfile  # noqa: Y015
 
 @_typing.final
 class LengthBucket(_message.Message):

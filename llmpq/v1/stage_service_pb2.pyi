@@ -444,6 +444,8 @@ class GetStageResponse(_message.Message):
     PREFILL_NS_FIELD_NUMBER: _builtins.int
     DECODE_NS_FIELD_NUMBER: _builtins.int
     IDLE_NS_FIELD_NUMBER: _builtins.int
+    PROCESS_BYTES_FIELD_NUMBER: _builtins.int
+    RUNTIME_BYTES_FIELD_NUMBER: _builtins.int
     state: Global___StageState.ValueType
     """What it is doing."""
     deployment_id: _builtins.str
@@ -458,6 +460,10 @@ class GetStageResponse(_message.Message):
     """Time spent computing decode since the load."""
     idle_ns: _builtins.int
     """Time without work since the load."""
+    process_bytes: _builtins.int
+    """Memory of the process that no file backs, now; 0 where the system does not say."""
+    runtime_bytes: _builtins.int
+    """The same before anything was loaded: what the runtime takes."""
     @_builtins.property
     def memory(self) -> _plan_pb2.StageMemory:
         """Memory really used."""
@@ -473,11 +479,59 @@ class GetStageResponse(_message.Message):
         prefill_ns: _builtins.int = ...,
         decode_ns: _builtins.int = ...,
         idle_ns: _builtins.int = ...,
+        process_bytes: _builtins.int = ...,
+        runtime_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_ns", b"decode_ns", "deployment_id", b"deployment_id", "frames", b"frames", "idle_ns", b"idle_ns", "memory", b"memory", "plan_hash", b"plan_hash", "prefill_ns", b"prefill_ns", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_ns", b"decode_ns", "deployment_id", b"deployment_id", "frames", b"frames", "idle_ns", b"idle_ns", "memory", b"memory", "plan_hash", b"plan_hash", "prefill_ns", b"prefill_ns", "process_bytes", b"process_bytes", "runtime_bytes", b"runtime_bytes", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStageResponse: _TypeAlias = GetStageResponse  # noqa: Y015
+
+@_typing.final
+class MeasureLinkRequest(_message.Message):
+    """Request of MeasureLink."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """host:port of the process to send to: a stage, or the coordinator."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasureLinkRequest: _TypeAlias = MeasureLinkRequest  # noqa: Y015
+
+@_typing.final
+class MeasureLinkResponse(_message.Message):
+    """Response of MeasureLink."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def link(self) -> _plan_pb2.LinkProfile:
+        """The link; `sender_id` is this device."""
+
+    def __init__(
+        self,
+        *,
+        link: _plan_pb2.LinkProfile | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["link", b"link"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["link", b"link"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasureLinkResponse: _TypeAlias = MeasureLinkResponse  # noqa: Y015

@@ -66,6 +66,11 @@ class StageServiceStub:
                 request_serializer=llmpq_dot_v1_dot_stage__service__pb2.GetStageRequest.SerializeToString,
                 response_deserializer=llmpq_dot_v1_dot_stage__service__pb2.GetStageResponse.FromString,
                 _registered_method=True)
+        self.MeasureLink = channel.unary_unary(
+                '/llmpq.v1.StageService/MeasureLink',
+                request_serializer=llmpq_dot_v1_dot_stage__service__pb2.MeasureLinkRequest.SerializeToString,
+                response_deserializer=llmpq_dot_v1_dot_stage__service__pb2.MeasureLinkResponse.FromString,
+                _registered_method=True)
 
 
 class StageServiceServicer:
@@ -137,6 +142,17 @@ class StageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MeasureLink(self, request, context):
+        """Measures how long a frame takes from this stage to another process, through the data plane: sends frames of several
+        sizes that the receiver acknowledges and drops.
+
+        Errors:
+        - INVALID_ARGUMENT: an address that is none. UNAVAILABLE: nobody answers there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -169,6 +185,11 @@ def add_StageServiceServicer_to_server(servicer, server):
                     servicer.GetStage,
                     request_deserializer=llmpq_dot_v1_dot_stage__service__pb2.GetStageRequest.FromString,
                     response_serializer=llmpq_dot_v1_dot_stage__service__pb2.GetStageResponse.SerializeToString,
+            ),
+            'MeasureLink': grpc.unary_unary_rpc_method_handler(
+                    servicer.MeasureLink,
+                    request_deserializer=llmpq_dot_v1_dot_stage__service__pb2.MeasureLinkRequest.FromString,
+                    response_serializer=llmpq_dot_v1_dot_stage__service__pb2.MeasureLinkResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -335,6 +356,33 @@ class StageService:
             '/llmpq.v1.StageService/GetStage',
             llmpq_dot_v1_dot_stage__service__pb2.GetStageRequest.SerializeToString,
             llmpq_dot_v1_dot_stage__service__pb2.GetStageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MeasureLink(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmpq.v1.StageService/MeasureLink',
+            llmpq_dot_v1_dot_stage__service__pb2.MeasureLinkRequest.SerializeToString,
+            llmpq_dot_v1_dot_stage__service__pb2.MeasureLinkResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,13 @@ class StageServiceStub:
     """Frees the slice and its KV cache. Succeeds if there was none."""
     GetStage: _aio.UnaryUnaryMultiCallable[_stage_service_pb2.GetStageRequest, _stage_service_pb2.GetStageResponse]
     """Says what the stage holds and how it has spent its time since it was loaded."""
+    MeasureLink: _aio.UnaryUnaryMultiCallable[_stage_service_pb2.MeasureLinkRequest, _stage_service_pb2.MeasureLinkResponse]
+    """Measures how long a frame takes from this stage to another process, through the data plane: sends frames of several
+    sizes that the receiver acknowledges and drops.
+
+    Errors:
+    - INVALID_ARGUMENT: an address that is none. UNAVAILABLE: nobody answers there.
+    """
 
 class StageServiceServicer(metaclass=_abc_1.ABCMeta):
     """What a stage server can be asked. Only the coordinator that holds its lease should call the methods that change
@@ -133,5 +140,18 @@ class StageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_stage_service_pb2.GetStageRequest, _abc.Awaitable[_stage_service_pb2.GetStageResponse]],
     ) -> _abc.Awaitable[_stage_service_pb2.GetStageResponse]:
         """Says what the stage holds and how it has spent its time since it was loaded."""
+
+    @_abc_1.abstractmethod
+    def MeasureLink(
+        self,
+        request: _stage_service_pb2.MeasureLinkRequest,
+        context: _aio.ServicerContext[_stage_service_pb2.MeasureLinkRequest, _abc.Awaitable[_stage_service_pb2.MeasureLinkResponse]],
+    ) -> _abc.Awaitable[_stage_service_pb2.MeasureLinkResponse]:
+        """Measures how long a frame takes from this stage to another process, through the data plane: sends frames of several
+        sizes that the receiver acknowledges and drops.
+
+        Errors:
+        - INVALID_ARGUMENT: an address that is none. UNAVAILABLE: nobody answers there.
+        """
 
 def add_StageServiceServicer_to_server(servicer: StageServiceServicer, server: _aio.Server) -> None: ...

@@ -349,7 +349,7 @@ def test_every_command_teaches_by_example_and_names_its_json_keys(terminal: Term
     """--help of each command has examples and the keys of its document."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     names = [(name,) for name in commands if name != "eval"] + [("eval", "ppl"), ("eval", "tasks")]
-    assert len(names) == 10
+    assert len(names) == 12
     for name in names:
         outcome = terminal.run(*name, "--help")
         assert outcome.status == 0

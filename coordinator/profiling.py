@@ -1,0 +1,124 @@
+"""What the planner knows of the devices: how fast they are on a model, and the links between them."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import structlog
+
+from coordinator.cluster import Member
+from coordinator.link_profiling import LinkProfiler
+from coordinator.links import StageLink
+from coordinator.measurements import MeasurementCache
+from coordinator.status import Report, counting
+from llmpq.address import split_address
+from llmpq.device import DeviceProfile, LatencyPoint
+from llmpq.errors import UnavailableError
+from llmpq.model import ModelShape
+
+log = structlog.get_logger(__name__)
+
+#: Which points a profile has. A profile of another design is measured again.
+_DESIGN = 2
+
+
+@dataclass(frozen=True)
+class ProfiledModel:
+    """What is profiled on a device.
+
+    Attributes:
+        model: The model, as stages are given it.
+        shape: Its shape, all that latencies depend on.
+        group_size: Of schemes with groups.
+    """
+
+    model: str
+    shape: ModelShape
+    group_size: int
+
+
+class DeviceProfiler:
+    """Profiles devices, each once for a shape of model.
+
+    Args:
+        cache: Of what was measured before.
+        links: Measures the links.
+    """
+
+    def __init__(self, cache: MeasurementCache, links: LinkProfiler) -> None:
+        self._cache = cache
+        self._links = links
+
+    async def profiles(
+        self,
+        usable: Mapping[Member, Sequence[str]],
+        model: ProfiledModel,
+        report: Report,
+        *,
+        is_fresh: bool = False,
+    ) -> dict[Member, DeviceProfile]:
+        """The profiles of the devices that can be reached: one that cannot be must not keep the others from working.
+
+        Devices of one host take turns, for they may share cores, caches and memory.
+
+        Args:
+            usable: The members, and the schemes to profile each of them at.
+            model: What to profile.
+            report: Told what is being done.
+            is_fresh: Measure again what was measured before.
+
+        Raises:
+            UnavailableError: None can be reached.
+            MeshError: As ProfileLayers.
+        """
+        turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+        async def in_turn(member: Member, schemes: Sequence[str]) -> DeviceProfile:
+            async with turns[split_address(member.address, "address")[0]]:
+                return await self._profile(member, schemes, model, report, is_fresh=is_fresh)
+
+        outcomes = await asyncio.gather(*(_unless_unavailable(in_turn(*item)) for item in usable.items()))
+        profiles: dict[Member, DeviceProfile] = {}
+        for member, outcome in zip(usable, outcomes, strict=True):
+            if isinstance(outcome, DeviceProfile):
+                profiles[member] = outcome
+            else:
+                log.warning("device.left_out", device=member.device_id, error=outcome.message)
+                report(f"Planning without device {member.device_id}: {outcome.message}")
+        if not profiles:
+            raise next(outcome for outcome in outcomes if isinstance(outcome, UnavailableError))
+        links = await self._links.links_to(tuple(profiles), report)
+        return {member: replace(profile, **links[member]) for member, profile in profiles.items()}
+
+    async def _profile(
+        self,
+        member: Member,
+        schemes: Sequence[str],
+        model: ProfiledModel,
+        report: Report,
+        *,
+        is_fresh: bool,
+    ) -> DeviceProfile:
+        """Latencies of a device, which depend on its kind and the model's shape, not on its name or the weights."""
+        device = {name: value for name, value in asdict(member.description).items() if not name.startswith("memory_")}
+        subject = {"design": _DESIGN, "device": device, "shape": asdict(model.shape), "group_size": model.group_size}
+        parts = {scheme: self._cache.load(LatencyPoint, subject | {"scheme": scheme}) for scheme in ("", *schemes)}
+        missing = [scheme for scheme in schemes if is_fresh or parts[scheme] is None or parts[""] is None]
+        if missing:
+            doing = f"Measuring device {member.device_id} on a layer of the model"
+            report(f"{doing}.")
+            async with StageLink.opened(member) as stage:
+                points = await stage.profile(model.model, missing, model.group_size, counting(report, doing, "points"))
+            for scheme in ("", *missing):
+                parts[scheme] = tuple(point for point in points if point.scheme == scheme)
+                self._cache.save(subject | {"scheme": scheme}, parts[scheme] or ())
+        measured = tuple(point for scheme in ("", *schemes) for point in parts[scheme] or ())
+        return DeviceProfile(member.device_id, member.description, measured)
+
+
+async def _unless_unavailable(profiling: Awaitable[DeviceProfile]) -> DeviceProfile | UnavailableError:
+    try:
+        return await profiling
+    except UnavailableError as error:
+        return error
