@@ -10,7 +10,7 @@ from coordinator.links import OnMeasured, StageLink
 from coordinator.measurements import MeasurementCache
 from coordinator.omega import REFERENCE_SCHEME, normalize, random_ratings
 from coordinator.status import Report, counting
-from llmpq.calibration_text import calibration_digest
+from llmpq.calibration_text import NUM_RATING_SAMPLES, rating_text_digest
 from llmpq.errors import PreconditionError
 from llmpq.model import ModelFiles, read_shape
 from llmpq.plan import LayerSensitivity, PlanOptions
@@ -65,7 +65,7 @@ class LayerRater:
             "group_size": options.effective_group_size,
             "rounding": [options.rounding.effective_method, options.rounding.is_symmetric],
             "indicator": options.effective_indicator,
-            "samples": calibration_digest(),
+            "samples": rating_text_digest(),
         }
         ratings = {scheme: self._cache.load(LayerSensitivity, subject | {"scheme": scheme}) for scheme in schemes}
         unrated = [scheme for scheme, entries in ratings.items() if entries is None]
@@ -94,7 +94,7 @@ async def _measure(
         model=model,
         schemes=(),
         group_size=options.effective_group_size,
-        samples=tuple(TokenSequence(tuple(sample)) for sample in samples),
+        samples=tuple(TokenSequence(tuple(sample)) for sample in samples[:NUM_RATING_SAMPLES]),
         indicator=options.effective_indicator,
         rounding=options.rounding,
     )

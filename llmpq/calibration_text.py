@@ -1,4 +1,4 @@
-"""The text that the mesh calibrates on: to rate layers, and to round their weights by what they meet."""
+"""The text that the mesh calibrates on: to round weights by what they meet and, with a part of it, to rate layers."""
 
 import hashlib
 import json
@@ -7,6 +7,8 @@ from importlib.resources import files
 
 #: Tokens of each sample at most.
 MAX_SAMPLE_TOKENS = 256
+#: Samples that layers are rated on. Ratings order layers, which few samples do as well as many.
+NUM_RATING_SAMPLES = 16
 
 
 def samples_of(encode: Callable[[str], Sequence[int]], max_positions: int) -> list[list[int]]:
@@ -20,15 +22,13 @@ def samples_of(encode: Callable[[str], Sequence[int]], max_positions: int) -> li
     return [list(encode(text)[:max_tokens]) for text in _texts()]
 
 
-def calibration_digest() -> str:
-    """What the samples depend on besides the tokenizer, in short: whatever is measured on others has another one."""
-    return hashlib.sha256(f"{MAX_SAMPLE_TOKENS} {_file()}".encode()).hexdigest()
+def rating_text_digest() -> str:
+    """What ratings depend on besides the tokenizer, in short: those made on other text have another one."""
+    text = json.dumps(_texts()[:NUM_RATING_SAMPLES])
+    return hashlib.sha256(f"{MAX_SAMPLE_TOKENS} {text}".encode()).hexdigest()
 
 
 def _texts() -> list[str]:
     """The documents; the file's first line says where they come from."""
-    return [json.loads(line)["text"] for line in _file().splitlines()[1:]]
-
-
-def _file() -> str:
-    return files("llmpq").joinpath("calibration.jsonl").read_text(encoding="utf-8")
+    lines = files("llmpq").joinpath("calibration.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["text"] for line in lines[1:]]

@@ -7,11 +7,12 @@ import torch
 from llmpq.errors import InvalidInputError
 from llmpq.plan import NEAREST, ROUNDING_METHODS, LayerPrecision, Rounding
 from llmpq.schemes import GROUP_SIZES, SCHEMES
-from quantizer.gptq import compensated_codes, damped
-from quantizer.grid import grid_of, with_codes
+from quantizer.blocks import blocks_of_rows
+from quantizer.calibrated import round_calibrated
+from quantizer.finite import is_all_finite
 from quantizer.hqq import fit_half_quadratic
 from quantizer.input_statistics import InputStatistics
-from quantizer.rounded import GroupRounded, RoundedWeight, RowRounded, SixteenBits
+from quantizer.rounded import RoundedWeight, SixteenBits, stack
 from quantizer.rounding import round_groups, round_rows, search_clipping
 
 
@@ -49,19 +50,17 @@ def round_weight(
     return _round_uncalibrated(weight, precision, rounding)
 
 
-def _round_uncalibrated(
-    weight: torch.Tensor, precision: LayerPrecision, rounding: Rounding
-) -> RowRounded | GroupRounded:
+def _round_uncalibrated(weight: torch.Tensor, precision: LayerPrecision, rounding: Rounding) -> RoundedWeight:
     scheme = SCHEMES[precision.scheme]
     if not scheme.is_grouped:
-        return round_rows(weight)
+        return stack([round_rows(block) for block in blocks_of_rows(weight)])
     fit = fit_half_quadratic if rounding.effective_method == "hqq" else search_clipping
     return round_groups(weight, scheme.weight_bits, precision.group_size, is_symmetric=rounding.is_symmetric, fit=fit)
 
 
 def _round_calibrated(
     weight: torch.Tensor, precision: LayerPrecision, rounding: Rounding, inputs: InputStatistics | None
-) -> RowRounded | GroupRounded:
+) -> RoundedWeight:
     if inputs is None:
         raise InvalidInputError(
             f"Rounding '{rounding.method}' needs the inputs of each layer on calibration samples: send samples, or "
@@ -69,15 +68,22 @@ def _round_calibrated(
             reason="NO_CALIBRATION_DATA",
             subject="samples",
         )
-    moments = inputs.second_moments.to(weight.device)
-    if len(moments) != weight.shape[1]:
+    moments, sizes = inputs.second_moments.to(weight.device), inputs.sizes or (weight.shape[0],)
+    if (moments.shape[1], sum(sizes)) != (weight.shape[1], weight.shape[0]):
         raise InvalidInputError(
-            f"A weight with {weight.shape[1]} inputs cannot be rounded by statistics of {len(moments)} features.",
+            f"A weight of shape {tuple(weight.shape)} cannot be rounded by statistics of {moments.shape[1]} inputs of "
+            f"{sum(sizes)} outputs.",
             reason="BAD_CALIBRATION_DATA",
             subject="inputs",
         )
-    grid = grid_of(_round_uncalibrated(weight, precision, rounding))
-    return with_codes(grid, compensated_codes(weight.float(), grid, damped(moments)))
+    bits, group_size = SCHEMES[precision.scheme].weight_bits, precision.group_size
+    parts = zip(weight.split_with_sizes(sizes), moments, strict=True)
+    return stack(
+        [
+            round_calibrated(part, hessian, bits, group_size, is_symmetric=rounding.is_symmetric)
+            for part, hessian in parts
+        ]
+    )
 
 
 def to_sixteen_bits(weight: torch.Tensor) -> torch.Tensor:
@@ -121,7 +127,7 @@ def _check_weight(weight: torch.Tensor) -> None:
             reason="BAD_WEIGHT",
             subject="weight",
         )
-    if not weight.isfinite().all():
+    if not is_all_finite(weight):
         raise InvalidInputError(
             f"The weight of shape {tuple(weight.shape)} holds NaN or infinity: the checkpoint is damaged.",
             reason="BAD_WEIGHT",

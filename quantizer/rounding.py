@@ -72,7 +72,9 @@ def _round_block(
     )
 
 
-def search_clipping(groups: torch.Tensor, bits: int, *, is_symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def search_clipping(
+    groups: torch.Tensor, bits: int, *, is_symmetric: bool, weights: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The grid of each group that leaves the least squared error among several clipping ranges.
 
     The range is [min, max] of the group, widened to hold 0 and, if symmetric, to reach as far to either side, then
@@ -82,6 +84,7 @@ def search_clipping(groups: torch.Tensor, bits: int, *, is_symmetric: bool) -> t
         groups: float32 (rows, groups, size).
         bits: Bits of a code.
         is_symmetric: Whether the zero point must be the middle code.
+        weights: What the squared errors count by, float32, broadcasts to `groups`; None is all alike.
 
     Returns:
         Scale and zero point, (rows, groups, 1), as they are stored (float16 and whole) but held in float32.
@@ -92,10 +95,10 @@ def search_clipping(groups: torch.Tensor, bits: int, *, is_symmetric: bool) -> t
         high = torch.maximum(high, -low)
         low = -high
     scale, zero = _grid(low, high, bits, is_symmetric=is_symmetric)
-    least_error = _squared_error(groups, scale, zero, bits)
+    least_error = _squared_error(groups, scale, zero, bits, weights)
     for factor in CLIPPING_FACTORS[1:]:
         candidate_scale, candidate_zero = _grid(low * factor, high * factor, bits, is_symmetric=is_symmetric)
-        error = _squared_error(groups, candidate_scale, candidate_zero, bits)
+        error = _squared_error(groups, candidate_scale, candidate_zero, bits, weights)
         is_better = error < least_error
         scale = torch.where(is_better, candidate_scale, scale)
         zero = torch.where(is_better, candidate_zero, zero)
@@ -125,6 +128,8 @@ def _grid(low: torch.Tensor, high: torch.Tensor, bits: int, *, is_symmetric: boo
     return scale, zero
 
 
-def _squared_error(groups: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
-    error = encode(groups, scale, zero, bits).sub_(zero).mul_(scale).sub_(groups)
-    return error.square_().sum(dim=2, keepdim=True)
+def _squared_error(
+    groups: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int, weights: torch.Tensor | None
+) -> torch.Tensor:
+    error = encode(groups, scale, zero, bits).sub_(zero).mul_(scale).sub_(groups).square_()
+    return (error if weights is None else error.mul_(weights)).sum(dim=2, keepdim=True)

@@ -1,23 +1,19 @@
 """What the linears of each layer read while calibration samples run through the exact model, a layer at a time."""
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from llmpq.plan import LayerPrecision
 from quantizer.linear import QuantizedLinear
 from stage_server.decoder_layer import DecoderLayer, LayerLinears
 from stage_server.device import ComputeDevice
 from stage_server.loader import ModelLoader
 from stage_server.read_ahead import ReadAhead
-from stage_server.sample_run import SampleRun, Samples
+from stage_server.sample_run import EXACT, SampleRun, Samples
 from stage_server.source import SourceLayer
-
-#: What the exact model is stored at.
-EXACT = LayerPrecision("w16")
 
 
 class Statistics(Protocol):
@@ -44,9 +40,8 @@ def calibrated_layers(
     device: ComputeDevice,
     samples: Samples,
     new_statistics: Callable[[], S],
-    wanted: Collection[int] | None = None,
 ) -> Iterator[CalibratedLayer[S]]:
-    """Runs the samples through the exact model, layer by layer from the first on, and yields the layers wanted.
+    """Runs the samples through the exact model, layer by layer from the first on, and yields each.
 
     Because the inputs are those of the exact model, what is made of a layer depends neither on the stage that it is on
     nor on the precision of the layers before it. The device holds one layer, and the states of one sample: those of
@@ -57,13 +52,11 @@ def calibrated_layers(
         device: Where to compute.
         samples: Calibration sequences.
         new_statistics: Makes the collector of one linear.
-        wanted: Indices of layers; None is all.
 
     Raises:
         InvalidInputError: As SampleRun.
     """
-    wanted = range(loader.spec.num_layers) if wanted is None else wanted
-    indices = range(max(wanted) + 1)
+    indices = range(loader.spec.num_layers)
     run = SampleRun(loader, device, samples)
     loader.source.expect(indices, embedding=True)
     states = [state.cpu() for state in run.embedded()]
@@ -71,14 +64,10 @@ def calibrated_layers(
         for source in sources:
             loader.report(f"Calibrating layer {source.index + 1} of {len(indices)}.")
             layer = loader.build_layer(source.as_floats(), EXACT)
-            recording: AbstractContextManager[dict[str, S]] = nullcontext({})
-            if source.index in wanted:
-                recording = recorded_inputs(layer, new_statistics)
-            with recording as inputs:
+            with recorded_inputs(layer, new_statistics) as inputs:
                 for sample, state in enumerate(states):
                     states[sample] = run.through_sample(layer, sample, state.to(device.torch_device)).cpu()
-            if source.index in wanted:
-                yield CalibratedLayer(source.index, source, inputs)
+            yield CalibratedLayer(source.index, source, inputs)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from llmpq.model import ModelFiles
 from llmpq.plan import LayerPrecision, Rounding
 from llmpq.stored_layers import other_precision
 from quantizer.input_statistics import InputStatistics
-from stage_server.calibration import calibrated_layers
 from stage_server.device import ComputeDevice
+from stage_server.guided_calibration import guided_layers
 from stage_server.host_memory import give_back_free_memory
 from stage_server.layer_cache import LayerCache
 from stage_server.loader import ModelLoader
@@ -50,14 +50,13 @@ class LayerRounder:
 
         Raises:
             NotFoundError, UnavailableError, InvalidInputError: As ModelSource.layer, `round_weight` and
-                `calibrated_layers`; or another precision than a layer is stored at.
+                `guided_layers`; or another precision than a layer is stored at.
         """
         uncalibrated: dict[int, LayerPrecision] = {}
         with ReadAhead(self._parts(precisions, uncalibrated)) as parts:
             yield from self._whole(parts, precisions)
         if uncalibrated:
-            wanted = tuple(uncalibrated)
-            for layer in calibrated_layers(self._loader, self._device, self._samples, InputStatistics, wanted):
+            for layer in guided_layers(self._loader, self._device, self._samples, tuple(uncalibrated)):
                 precision = precisions[layer.index]
                 rounded = rounded_layer(self._loader, layer.source, precision, self._rounding, layer.inputs)
                 self._cache.save(rounded, precision)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from llmpq.errors import InvalidInputError
+from llmpq.plan import LayerPrecision
 from stage_server.decoder_layer import DecoderLayer
 from stage_server.device import ComputeDevice
 from stage_server.families import DecoderSpec
@@ -13,6 +14,8 @@ from stage_server.layout import BatchLayout
 from stage_server.loader import ModelLoader
 from stage_server.positions import PositionEncoding
 
+#: What the exact model is stored at.
+EXACT = LayerPrecision("w16")
 #: Token ids of calibration sequences.
 Samples = tuple[tuple[int, ...], ...]
 #: Hidden states of each sample, (tokens, hidden), of the type computed in.

@@ -18,12 +18,11 @@ from torch.nn.functional import kl_div
 
 from llmpq.plan import LayerSensitivity
 from llmpq.rating import RatingProgress, RatingRequest
-from stage_server.calibration import EXACT
 from stage_server.device import ComputeDevice
 from stage_server.ends import Head
 from stage_server.loader import ModelLoader
-from stage_server.sample_run import SampleRun, States
-from stage_server.sensitivity.logit_rows import logit_rows
+from stage_server.logit_rows import logit_rows
+from stage_server.sample_run import EXACT, SampleRun, States
 from stage_server.sensitivity.served import calibrating, served_layers
 
 #: Share of the device's budget for the hidden states of variants. What does not fit is left to another pass.

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from llmpq.plan import Rounding
 from llmpq.rating import RatingRequest
 from quantizer.input_statistics import InputStatistics
-from stage_server.calibration import EXACT, recorded_inputs
+from stage_server.calibration import recorded_inputs
 from stage_server.decoder_layer import DecoderLayer
 from stage_server.layer_rounding import rounded_layer
 from stage_server.loader import ModelLoader
+from stage_server.sample_run import EXACT
 from stage_server.source import SourceLayer
 
 

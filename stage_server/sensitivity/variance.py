@@ -11,7 +11,7 @@ from stage_server.calibration import CalibratedLayer, calibrated_layers
 from stage_server.device import ComputeDevice
 from stage_server.families import DecoderSpec
 from stage_server.loader import ModelLoader
-from stage_server.sensitivity.operators import operator_sizes
+from stage_server.operators import operator_sizes
 
 
 def rate_by_variance(loader: ModelLoader, device: ComputeDevice, request: RatingRequest) -> Iterator[RatingProgress]:

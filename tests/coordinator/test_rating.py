@@ -6,6 +6,7 @@ from mesh import completion
 
 from coordinator.calibration import calibration_samples
 from llmpq import PlanOptions
+from llmpq.calibration_text import NUM_RATING_SAMPLES
 from llmpq.errors import InvalidInputError, NotFoundError, PreconditionError
 from llmpq.plan import Rounding
 
@@ -21,7 +22,7 @@ async def test_sensitivities_are_normalized(bench: Bench) -> None:
 
     assert (len(small.ratings), len(large.ratings)) == (0, 1)
     samples = [list(sample.token_ids) for sample in large.ratings[0].samples]
-    assert samples == calibration_samples(bench.model)
+    assert samples == calibration_samples(bench.model)[:NUM_RATING_SAMPLES]
     ratings = bench.planner.problems[0].sensitivities
     assert sum(rating.omega for rating in ratings if rating.scheme == "w4") == pytest.approx(1)
     assert {rating.scheme for rating in ratings} == {"w16", "w4"}

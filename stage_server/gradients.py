@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from quantizer.quantized_linear import QuantizedLinear
 from stage_server.ends import Head
-from stage_server.sensitivity.logit_rows import logit_rows
+from stage_server.logit_rows import logit_rows
 
 #: Takes what a linear read, what it made of that, and the gradient of the loss by the latter, each (rows, features).
 OnGradient = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
