@@ -9,7 +9,7 @@ from llmpq.stored_layers import other_precision
 from quantizer.input_statistics import InputStatistics
 from stage_server.device import ComputeDevice
 from stage_server.guided_calibration import guided_layers
-from stage_server.host_memory import give_back_free_memory
+from stage_server.host_memory import large_blocks_apart
 from stage_server.layer_cache import LayerCache
 from stage_server.loader import ModelLoader
 from stage_server.read_ahead import ReadAhead
@@ -20,8 +20,9 @@ from stage_server.source import SourceLayer
 class LayerRounder:
     """Gives rounded layers from wherever that is cheapest: as the checkpoint stores them, from the cache, or made.
 
-    Memory beyond the result, unless layers are calibrated: the matrix being rounded with the temporaries of that, and
-    the matrix being read, whose parts are stacked; together less than two layers in float32 (`tests/stage_server`).
+    Memory beyond the result, unless layers are calibrated: the matrix being rounded with the temporaries of that, the
+    matrix being read, whose parts are stacked, and the codes of the layer so far, a byte each; together less than two
+    layers in 16 bits (`tests/stage_server/test_loading_memory.py`).
 
     Args:
         loader: Of the model.
@@ -53,7 +54,7 @@ class LayerRounder:
                 `guided_layers`; or another precision than a layer is stored at.
         """
         uncalibrated: dict[int, LayerPrecision] = {}
-        with ReadAhead(self._parts(precisions, uncalibrated)) as parts:
+        with large_blocks_apart(), ReadAhead(self._parts(precisions, uncalibrated)) as parts:
             yield from self._whole(parts, precisions)
         if uncalibrated:
             for layer in guided_layers(self._loader, self._device, self._samples, tuple(uncalibrated)):
@@ -84,7 +85,6 @@ class LayerRounder:
             rounded = rounded_layer(self._loader, part, precisions[part.index], self._rounding)
             layer = layer.joined(rounded) if layer else rounded
             del part, rounded  # of which the next ones take the place
-            give_back_free_memory()
             if len(layer.linears) == len(self._loader.spec.names.linears):
                 if is_made:
                     self._cache.save(layer, precisions[layer.index])

@@ -6,7 +6,6 @@ from llmpq.plan import StageMemory
 from llmpq.stage_load import LoadProgress, StageLoad
 from stage_server.decoder_layer import DecoderLayer
 from stage_server.device import ComputeDevice
-from stage_server.host_memory import give_back_free_memory
 from stage_server.layer_rounding import LayerRounder
 from stage_server.loader import ModelLoader
 from stage_server.model_slice import ModelSlice
@@ -46,7 +45,6 @@ class SliceLoad:
         for layer in LayerRounder(loader, self._device, load.rounding, samples).layers(precisions):
             layers[layer.index] = loader.build_layer(layer, precisions[layer.index])
             del layer  # the next one takes its place
-            give_back_free_memory()
             yield self._progress(layers, ends_bytes)
         encoding = PositionEncoding(loader.spec, self._device.torch_device, self._device.compute_dtype)
         self.weights = ModelSlice(tuple(layers[index] for index in precisions), embedding, head, encoding)
