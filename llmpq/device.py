@@ -17,6 +17,7 @@ class ModelPart(StrEnum):
     LAYER = "MODEL_PART_LAYER"
     EMBEDDING = "MODEL_PART_EMBEDDING"
     HEAD = "MODEL_PART_HEAD"
+    FRAME = "MODEL_PART_FRAME"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ class DeviceProfile:
     link_latency_ns: int = 0
     link_bytes_per_s: int = 0
     links: tuple[LinkProfile, ...] = ()
+    host_memory_bytes: int = 0
+    host_link_bytes_per_s: int = 0
+    usd_per_h: float = 0.0
 
     def link_from(self, sender_id: str) -> LinkProfile:
         """The link from a device, or the coordinator (empty); the one of any sender where that was not measured."""

@@ -12,6 +12,10 @@ PLAN_VERSION = 1
 
 #: Ways to make a plan, the default first.
 STRATEGIES = ("llm-pq", "llm-pq-heuristic", "adabits", "pipeedge", "uniform", "het")
+#: Ways to make one for comparison only: they move weights between host and device, which the mesh cannot.
+OFFLOADING_STRATEGIES = ("flexgen", "flexgen-int8")
+#: What a plan can be best at, the default first.
+OBJECTIVES = ("latency", "throughput", "cost")
 #: Where a search ends if nobody says where: far below what predictions are good to.
 DEFAULT_OPTIMALITY_GAP = 0.002
 #: Ways to round weights, the default first: see `Rounding` in the contract.
@@ -78,6 +82,13 @@ class PlanOptions:
     indicator: str = ""
     layer_schemes: tuple[str, ...] = ()
     optimality_gap: float | None = None
+    objective: str = ""
+    deadline_s: float = 0.0
+
+    @property
+    def effective_objective(self) -> str:
+        """The objective, the default filled in."""
+        return self.objective or OBJECTIVES[0]
 
     @property
     def effective_optimality_gap(self) -> float:

@@ -63,6 +63,8 @@ class _ModelPartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelPart.V
     """Token (and position) embedding, on the first stage."""
     MODEL_PART_HEAD: _ModelPart.ValueType  # 3
     """Final norm, head and sampling, on the last stage."""
+    MODEL_PART_FRAME: _ModelPart.ValueType  # 4
+    """What a stage does for a frame besides: its payload becomes a tensor, and positions are made of it."""
 
 class ModelPart(_ModelPart, metaclass=_ModelPartEnumTypeWrapper):
     """Which part of the model a latency belongs to."""
@@ -75,6 +77,8 @@ MODEL_PART_EMBEDDING: ModelPart.ValueType  # 2
 """Token (and position) embedding, on the first stage."""
 MODEL_PART_HEAD: ModelPart.ValueType  # 3
 """Final norm, head and sampling, on the last stage."""
+MODEL_PART_FRAME: ModelPart.ValueType  # 4
+"""What a stage does for a frame besides: its payload becomes a tensor, and positions are made of it."""
 Global___ModelPart: _TypeAlias = ModelPart  # noqa: Y015
 
 @_typing.final
@@ -283,12 +287,23 @@ class DeviceProfile(_message.Message):
     LINK_LATENCY_NS_FIELD_NUMBER: _builtins.int
     LINK_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
+    HOST_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    HOST_LINK_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    USD_PER_H_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """Name the plan refers to it by; unique in a cluster."""
     link_latency_ns: _builtins.int
     """Time to hand one frame to this stage: fixed part."""
     link_bytes_per_s: _builtins.int
     """Time to hand one frame to this stage: bytes per second of the variable part; 0 means unlimited."""
+    host_memory_bytes: _builtins.int
+    """Host memory beside the device that weights and caches could be moved to; 0 if that is not known. Only strategies that
+    a mesh cannot run use it.
+    """
+    host_link_bytes_per_s: _builtins.int
+    """Bandwidth between host memory and device; 0 if it is not known."""
+    usd_per_h: _builtins.float
+    """Price of the device; 0 if it has none."""
     @_builtins.property
     def description(self) -> Global___DeviceDescription:
         """What it is."""
@@ -310,10 +325,13 @@ class DeviceProfile(_message.Message):
         link_latency_ns: _builtins.int = ...,
         link_bytes_per_s: _builtins.int = ...,
         links: _abc.Iterable[Global___LinkProfile] | None = ...,
+        host_memory_bytes: _builtins.int = ...,
+        host_link_bytes_per_s: _builtins.int = ...,
+        usd_per_h: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "device_id", b"device_id", "link_bytes_per_s", b"link_bytes_per_s", "link_latency_ns", b"link_latency_ns", "links", b"links", "points", b"points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "device_id", b"device_id", "host_link_bytes_per_s", b"host_link_bytes_per_s", "host_memory_bytes", b"host_memory_bytes", "link_bytes_per_s", b"link_bytes_per_s", "link_latency_ns", b"link_latency_ns", "links", b"links", "points", b"points", "usd_per_h", b"usd_per_h"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -458,6 +476,8 @@ class PlanOptions(_message.Message):
     INDICATOR_FIELD_NUMBER: _builtins.int
     LAYER_SCHEMES_FIELD_NUMBER: _builtins.int
     OPTIMALITY_GAP_FIELD_NUMBER: _builtins.int
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
+    DEADLINE_S_FIELD_NUMBER: _builtins.int
     quality_weight: _builtins.float
     """Weight theta in seconds per unit of omega: the objective is time + theta * sum(omega)."""
     quality_budget: _builtins.float
@@ -487,6 +507,14 @@ class PlanOptions(_message.Message):
     """The search ends once its plan is proven to be within this share of the best objective there is. Unset means 0.002,
     far below what predictions are good to; 0 looks for the very best.
     """
+    objective: _builtins.str
+    """"latency": the time of this batch, and with it its tokens per second. "throughput": the time that it adds where such
+    batches follow one another without a pause, so that filling and draining the pipeline do not count. "cost": the price of
+    the devices used for the time of the batch, in US dollars; a device that is left out costs nothing, and quality_weight
+    is in dollars too. Unset means "latency".
+    """
+    deadline_s: _builtins.float
+    """Longest time of the batch in seconds; 0 means none."""
     @_builtins.property
     def allowed_schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Precisions that may be used; empty means all that a device can run."""
@@ -518,10 +546,12 @@ class PlanOptions(_message.Message):
         indicator: _builtins.str = ...,
         layer_schemes: _abc.Iterable[_builtins.str] | None = ...,
         optimality_gap: _builtins.float | None = ...,
+        objective: _builtins.str = ...,
+        deadline_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_optimality_gap", b"_optimality_gap", "group_size", b"group_size", "optimality_gap", b"optimality_gap", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_optimality_gap", b"_optimality_gap", "allowed_schemes", b"allowed_schemes", "decode_micro_batch", b"decode_micro_batch", "group_size", b"group_size", "indicator", b"indicator", "layer_schemes", b"layer_schemes", "num_lanes", b"num_lanes", "optimality_gap", b"optimality_gap", "prefill_micro_batch", b"prefill_micro_batch", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding", "strategy", b"strategy", "time_limit_s", b"time_limit_s", "use_all_devices", b"use_all_devices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_optimality_gap", b"_optimality_gap", "allowed_schemes", b"allowed_schemes", "deadline_s", b"deadline_s", "decode_micro_batch", b"decode_micro_batch", "group_size", b"group_size", "indicator", b"indicator", "layer_schemes", b"layer_schemes", "num_lanes", b"num_lanes", "objective", b"objective", "optimality_gap", b"optimality_gap", "prefill_micro_batch", b"prefill_micro_batch", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding", "strategy", b"strategy", "time_limit_s", b"time_limit_s", "use_all_devices", b"use_all_devices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__group_size: _TypeAlias = _typing.Literal["group_size"]  # noqa: Y015
     _WhichOneofArgType__group_size: _TypeAlias = _typing.Literal["_group_size", b"_group_size"]  # noqa: Y015

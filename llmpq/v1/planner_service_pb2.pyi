@@ -276,13 +276,28 @@ class StrategyResult(_message.Message):
     STRATEGY_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SIMULATION_FIELD_NUMBER: _builtins.int
+    OFFLOAD_FIELD_NUMBER: _builtins.int
     strategy: _builtins.str
     """The strategy."""
     error: _builtins.str
     """Why it found none; empty otherwise."""
+    reason: _builtins.str
+    """The same for programs, for example "DOES_NOT_FIT" or "NOT_AVAILABLE"."""
     @_builtins.property
     def plan(self) -> _plan_pb2.Plan:
-        """Its plan; unset if it found none."""
+        """Its plan; unset if it found none, or one that the mesh cannot run."""
+
+    @_builtins.property
+    def simulation(self) -> Global___Simulation:
+        """The batch in simulated time; unset if there is no plan."""
+
+    @_builtins.property
+    def offload(self) -> Global___OffloadPlan:
+        """The plan of a strategy that keeps weights or caches in host memory, which exists for comparison only: the mesh cannot
+        run it. Unset for the others.
+        """
 
     def __init__(
         self,
@@ -290,11 +305,489 @@ class StrategyResult(_message.Message):
         strategy: _builtins.str = ...,
         plan: _plan_pb2.Plan | None = ...,
         error: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        simulation: Global___Simulation | None = ...,
+        offload: Global___OffloadPlan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["offload", b"offload", "plan", b"plan", "simulation", b"simulation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "plan", b"plan", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "offload", b"offload", "plan", b"plan", "reason", b"reason", "simulation", b"simulation", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StrategyResult: _TypeAlias = StrategyResult  # noqa: Y015
+
+@_typing.final
+class Simulation(_message.Message):
+    """A batch in simulated time, by the scheduler that the coordinator runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_S_FIELD_NUMBER: _builtins.int
+    PREFILL_S_FIELD_NUMBER: _builtins.int
+    THROUGHPUT_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
+    BUSY_RATIOS_FIELD_NUMBER: _builtins.int
+    total_s: _builtins.float
+    """From the first micro-batch to the last result."""
+    prefill_s: _builtins.float
+    """Until the last prompt was prefilled."""
+    throughput_tokens_per_s: _builtins.float
+    """Generated tokens over total_s."""
+    @_builtins.property
+    def busy_ratios(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Share of total_s that each stage computed."""
+
+    def __init__(
+        self,
+        *,
+        total_s: _builtins.float = ...,
+        prefill_s: _builtins.float = ...,
+        throughput_tokens_per_s: _builtins.float = ...,
+        busy_ratios: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_ratios", b"busy_ratios", "prefill_s", b"prefill_s", "throughput_tokens_per_s", b"throughput_tokens_per_s", "total_s", b"total_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Simulation: _TypeAlias = Simulation  # noqa: Y015
+
+@_typing.final
+class OffloadPlan(_message.Message):
+    """A pipeline whose stages move weights, KV cache and hidden states between host and device while they compute (FlexGen,
+    arXiv 2303.06865).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGES_FIELD_NUMBER: _builtins.int
+    DEVICE_BATCH_FIELD_NUMBER: _builtins.int
+    BATCHES_PER_BLOCK_FIELD_NUMBER: _builtins.int
+    NUM_BLOCKS_FIELD_NUMBER: _builtins.int
+    ESTIMATE_FIELD_NUMBER: _builtins.int
+    device_batch: _builtins.int
+    """Sequences that a device computes at once."""
+    batches_per_block: _builtins.int
+    """Such batches that share one pass over the weights."""
+    num_blocks: _builtins.int
+    """Blocks in flight."""
+    @_builtins.property
+    def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___OffloadStage]:
+        """The stages in pipeline order."""
+
+    @_builtins.property
+    def estimate(self) -> _plan_pb2.PlanEstimate:
+        """What is expected of it; `gap` is unset."""
+
+    def __init__(
+        self,
+        *,
+        stages: _abc.Iterable[Global___OffloadStage] | None = ...,
+        device_batch: _builtins.int = ...,
+        batches_per_block: _builtins.int = ...,
+        num_blocks: _builtins.int = ...,
+        estimate: _plan_pb2.PlanEstimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches_per_block", b"batches_per_block", "device_batch", b"device_batch", "estimate", b"estimate", "num_blocks", b"num_blocks", "stages", b"stages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OffloadPlan: _TypeAlias = OffloadPlan  # noqa: Y015
+
+@_typing.final
+class OffloadStage(_message.Message):
+    """One stage of an OffloadPlan."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    FIRST_LAYER_FIELD_NUMBER: _builtins.int
+    NUM_LAYERS_FIELD_NUMBER: _builtins.int
+    SCHEME_FIELD_NUMBER: _builtins.int
+    WEIGHTS_ON_DEVICE_FIELD_NUMBER: _builtins.int
+    CACHE_ON_DEVICE_FIELD_NUMBER: _builtins.int
+    STATES_ON_DEVICE_FIELD_NUMBER: _builtins.int
+    DEVICE_BYTES_FIELD_NUMBER: _builtins.int
+    HOST_BYTES_FIELD_NUMBER: _builtins.int
+    PREFILL_MS_FIELD_NUMBER: _builtins.int
+    DECODE_MS_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device."""
+    first_layer: _builtins.int
+    """First layer."""
+    num_layers: _builtins.int
+    """Layers."""
+    scheme: _builtins.str
+    """How the weights are stored."""
+    weights_on_device: _builtins.float
+    """Share of the weights that stays on the device."""
+    cache_on_device: _builtins.float
+    """Share of the KV cache that stays on the device."""
+    states_on_device: _builtins.float
+    """Share of the hidden states between layers that stays on the device."""
+    device_bytes: _builtins.int
+    """Bytes used on the device."""
+    host_bytes: _builtins.int
+    """Bytes used in host memory."""
+    prefill_ms: _builtins.float
+    """Time of a prefill block."""
+    decode_ms: _builtins.float
+    """Time of a decode block."""
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        first_layer: _builtins.int = ...,
+        num_layers: _builtins.int = ...,
+        scheme: _builtins.str = ...,
+        weights_on_device: _builtins.float = ...,
+        cache_on_device: _builtins.float = ...,
+        states_on_device: _builtins.float = ...,
+        device_bytes: _builtins.int = ...,
+        host_bytes: _builtins.int = ...,
+        prefill_ms: _builtins.float = ...,
+        decode_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_on_device", b"cache_on_device", "decode_ms", b"decode_ms", "device_bytes", b"device_bytes", "device_id", b"device_id", "first_layer", b"first_layer", "host_bytes", b"host_bytes", "num_layers", b"num_layers", "prefill_ms", b"prefill_ms", "scheme", b"scheme", "states_on_device", b"states_on_device", "weights_on_device", b"weights_on_device"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OffloadStage: _TypeAlias = OffloadStage  # noqa: Y015
+
+@_typing.final
+class ResolveScenarioRequest(_message.Message):
+    """Names, and what they are to be combined to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    CLUSTER_NAME_FIELD_NUMBER: _builtins.int
+    CLUSTER_DOCUMENT_FIELD_NUMBER: _builtins.int
+    CATALOG_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    KERNELS_FIELD_NUMBER: _builtins.int
+    WORKLOAD_FIELD_NUMBER: _builtins.int
+    LENGTHS_FIELD_NUMBER: _builtins.int
+    NUM_REQUESTS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    model_name: _builtins.str
+    """By a name in the catalog."""
+    cluster_name: _builtins.str
+    """By a name in the catalog, for example "paper:3"."""
+    cluster_document: _builtins.str
+    """As a YAML document: what stands under a name in the catalog's clusters."""
+    kernels: _builtins.str
+    """Which kernels the devices run, for example "modern" or "llm-pq-2023"; empty for the default."""
+    lengths: _builtins.str
+    """The work, as so many requests of a distribution in the catalog; with `num_requests`, instead of `workload`."""
+    num_requests: _builtins.int
+    """Requests of that distribution."""
+    @_builtins.property
+    def shape(self) -> _plan_pb2.ModelShape:
+        """By its shape."""
+
+    @_builtins.property
+    def catalog_documents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Documents of the form of the catalog's files, with further models, devices, kernels, clusters or lengths; an entry
+        replaces one of that name.
+        """
+
+    @_builtins.property
+    def workload(self) -> _containers.RepeatedCompositeFieldContainer[_plan_pb2.LengthBucket]:
+        """The work, as it is."""
+
+    @_builtins.property
+    def options(self) -> _plan_pb2.PlanOptions:
+        """Copied into the problem; its group size is that of the devices' latencies."""
+
+    def __init__(
+        self,
+        *,
+        model_name: _builtins.str = ...,
+        shape: _plan_pb2.ModelShape | None = ...,
+        cluster_name: _builtins.str = ...,
+        cluster_document: _builtins.str = ...,
+        catalog_documents: _abc.Iterable[_builtins.str] | None = ...,
+        kernels: _builtins.str = ...,
+        workload: _abc.Iterable[_plan_pb2.LengthBucket] | None = ...,
+        lengths: _builtins.str = ...,
+        num_requests: _builtins.int = ...,
+        options: _plan_pb2.PlanOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "cluster_document", b"cluster_document", "cluster_name", b"cluster_name", "model", b"model", "model_name", b"model_name", "options", b"options", "shape", b"shape"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_documents", b"catalog_documents", "cluster", b"cluster", "cluster_document", b"cluster_document", "cluster_name", b"cluster_name", "kernels", b"kernels", "lengths", b"lengths", "model", b"model", "model_name", b"model_name", "num_requests", b"num_requests", "options", b"options", "shape", b"shape", "workload", b"workload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_cluster: _TypeAlias = _typing.Literal["cluster_name", "cluster_document"]  # noqa: Y015
+    _WhichOneofArgType_cluster: _TypeAlias = _typing.Literal["cluster", b"cluster"]  # noqa: Y015
+    _WhichOneofReturnType_model: _TypeAlias = _typing.Literal["model_name", "shape"]  # noqa: Y015
+    _WhichOneofArgType_model: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_cluster) -> _WhichOneofReturnType_cluster | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_model) -> _WhichOneofReturnType_model | None: ...
+
+Global___ResolveScenarioRequest: _TypeAlias = ResolveScenarioRequest  # noqa: Y015
+
+@_typing.final
+class ResolveScenarioResponse(_message.Message):
+    """Response of ResolveScenario."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def problem(self) -> Global___PlanningProblem:
+        """The problem."""
+
+    def __init__(
+        self,
+        *,
+        problem: Global___PlanningProblem | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveScenarioResponse: _TypeAlias = ResolveScenarioResponse  # noqa: Y015
+
+@_typing.final
+class ExplainPlanRequest(_message.Message):
+    """Request of ExplainPlan."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def problem(self) -> Global___PlanningProblem:
+        """The problem."""
+
+    def __init__(
+        self,
+        *,
+        problem: Global___PlanningProblem | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainPlanRequest: _TypeAlias = ExplainPlanRequest  # noqa: Y015
+
+@_typing.final
+class ExplainPlanResponse(_message.Message):
+    """Response of ExplainPlan."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    SIMULATION_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    COUNTERFACTUALS_FIELD_NUMBER: _builtins.int
+    summary: _builtins.str
+    """What limits the batch, in a sentence."""
+    @_builtins.property
+    def plan(self) -> _plan_pb2.Plan:
+        """The plan."""
+
+    @_builtins.property
+    def simulation(self) -> Global___Simulation:
+        """The batch in simulated time."""
+
+    @_builtins.property
+    def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageExplanation]:
+        """What each stage comes to, in pipeline order."""
+
+    @_builtins.property
+    def counterfactuals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Counterfactual]:
+        """What if."""
+
+    def __init__(
+        self,
+        *,
+        plan: _plan_pb2.Plan | None = ...,
+        simulation: Global___Simulation | None = ...,
+        stages: _abc.Iterable[Global___StageExplanation] | None = ...,
+        summary: _builtins.str = ...,
+        counterfactuals: _abc.Iterable[Global___Counterfactual] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "simulation", b"simulation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counterfactuals", b"counterfactuals", "plan", b"plan", "simulation", b"simulation", "stages", b"stages", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainPlanResponse: _TypeAlias = ExplainPlanResponse  # noqa: Y015
+
+@_typing.final
+class StageExplanation(_message.Message):
+    """How near a stage is to its limits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    MEMORY_RATIO_FIELD_NUMBER: _builtins.int
+    PREFILL_RATIO_FIELD_NUMBER: _builtins.int
+    DECODE_RATIO_FIELD_NUMBER: _builtins.int
+    BINDING_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    """The device."""
+    memory_ratio: _builtins.float
+    """Memory used over the budget."""
+    prefill_ratio: _builtins.float
+    """Time of a prefill micro-batch over that of the slowest server of the pipeline; 1 is the slowest."""
+    decode_ratio: _builtins.float
+    """The same in decode."""
+    @_builtins.property
+    def binding(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which of "memory", "prefill" and "decode" are at their limit, so that another layer or precision would not fit in."""
+
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        memory_ratio: _builtins.float = ...,
+        prefill_ratio: _builtins.float = ...,
+        decode_ratio: _builtins.float = ...,
+        binding: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding", "decode_ratio", b"decode_ratio", "device_id", b"device_id", "memory_ratio", b"memory_ratio", "prefill_ratio", b"prefill_ratio"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageExplanation: _TypeAlias = StageExplanation  # noqa: Y015
+
+@_typing.final
+class Counterfactual(_message.Message):
+    """The problem a little different, planned anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    THROUGHPUT_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
+    QUALITY_LOSS_FIELD_NUMBER: _builtins.int
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
+    GAP_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    change: _builtins.str
+    """What is different, in words."""
+    throughput_tokens_per_s: _builtins.float
+    """Generated tokens per second of the best plan then; 0 if there is none."""
+    quality_loss: _builtins.float
+    """Its sum of omega."""
+    objective: _builtins.float
+    """Its objective; compare with that of the plan."""
+    gap: _builtins.float
+    """Its gap."""
+    error: _builtins.str
+    """Why there is none; empty otherwise."""
+    def __init__(
+        self,
+        *,
+        change: _builtins.str = ...,
+        throughput_tokens_per_s: _builtins.float = ...,
+        quality_loss: _builtins.float = ...,
+        objective: _builtins.float = ...,
+        gap: _builtins.float = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "error", b"error", "gap", b"gap", "objective", b"objective", "quality_loss", b"quality_loss", "throughput_tokens_per_s", b"throughput_tokens_per_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Counterfactual: _TypeAlias = Counterfactual  # noqa: Y015
+
+@_typing.final
+class TradeQualityRequest(_message.Message):
+    """Request of TradeQuality."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    NUM_POINTS_FIELD_NUMBER: _builtins.int
+    num_points: _builtins.int
+    """Quality budgets to plan for; 0 means the planner's default."""
+    @_builtins.property
+    def problem(self) -> Global___PlanningProblem:
+        """The problem; a quality weight or budget in its options is ignored."""
+
+    def __init__(
+        self,
+        *,
+        problem: Global___PlanningProblem | None = ...,
+        num_points: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_points", b"num_points", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TradeQualityRequest: _TypeAlias = TradeQualityRequest  # noqa: Y015
+
+@_typing.final
+class TradeQualityResponse(_message.Message):
+    """Response of TradeQuality."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___TradePoint]:
+        """One plan for each point that no other one beats in both, from the least loss to the highest throughput."""
+
+    def __init__(
+        self,
+        *,
+        points: _abc.Iterable[Global___TradePoint] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["points", b"points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TradeQualityResponse: _TypeAlias = TradeQualityResponse  # noqa: Y015
+
+@_typing.final
+class TradePoint(_message.Message):
+    """One point of the curve."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    SIMULATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def plan(self) -> _plan_pb2.Plan:
+        """The plan."""
+
+    @_builtins.property
+    def simulation(self) -> Global___Simulation:
+        """The batch in simulated time."""
+
+    def __init__(
+        self,
+        *,
+        plan: _plan_pb2.Plan | None = ...,
+        simulation: Global___Simulation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "simulation", b"simulation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "simulation", b"simulation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TradePoint: _TypeAlias = TradePoint  # noqa: Y015

@@ -50,6 +50,21 @@ class PlannerServiceStub:
                 request_serializer=llmpq_dot_v1_dot_planner__service__pb2.ComparePlansRequest.SerializeToString,
                 response_deserializer=llmpq_dot_v1_dot_planner__service__pb2.ComparePlansResponse.FromString,
                 _registered_method=True)
+        self.ResolveScenario = channel.unary_unary(
+                '/llmpq.v1.PlannerService/ResolveScenario',
+                request_serializer=llmpq_dot_v1_dot_planner__service__pb2.ResolveScenarioRequest.SerializeToString,
+                response_deserializer=llmpq_dot_v1_dot_planner__service__pb2.ResolveScenarioResponse.FromString,
+                _registered_method=True)
+        self.ExplainPlan = channel.unary_unary(
+                '/llmpq.v1.PlannerService/ExplainPlan',
+                request_serializer=llmpq_dot_v1_dot_planner__service__pb2.ExplainPlanRequest.SerializeToString,
+                response_deserializer=llmpq_dot_v1_dot_planner__service__pb2.ExplainPlanResponse.FromString,
+                _registered_method=True)
+        self.TradeQuality = channel.unary_unary(
+                '/llmpq.v1.PlannerService/TradeQuality',
+                request_serializer=llmpq_dot_v1_dot_planner__service__pb2.TradeQualityRequest.SerializeToString,
+                response_deserializer=llmpq_dot_v1_dot_planner__service__pb2.TradeQualityResponse.FromString,
+                _registered_method=True)
 
 
 class PlannerServiceServicer:
@@ -82,8 +97,40 @@ class PlannerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ComparePlans(self, request, context):
-        """Makes a plan by each strategy, for comparison. A strategy that finds none reports why in its entry; the call
-        fails only as CreatePlan does with INVALID_ARGUMENT.
+        """Makes a plan by each strategy, for comparison, and runs each in simulated time. A strategy that finds none reports why
+        in its entry; the call fails only as CreatePlan does with INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveScenario(self, request, context):
+        """Makes a problem out of names: of a virtual cluster, a model without weights, a distribution of lengths. Whatever is
+        planned for it is simulated.
+
+        Errors:
+        - NOT_FOUND: no model, cluster, device, kernel set or distribution of that name; the message lists close ones.
+        - INVALID_ARGUMENT: a document is not YAML or not of the form that it should have, or the workload is empty.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainPlan(self, request, context):
+        """Makes a plan and says what holds it back: what each stage is limited by, and what would change if the cluster or the
+        request were a little different, each case planned anew.
+
+        Errors: as CreatePlan.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TradeQuality(self, request, context):
+        """Makes plans for a row of quality budgets, from the least loss that fits to the loss of the fastest plan: what quality
+        costs in throughput.
+
+        Errors: as CreatePlan.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,6 +153,21 @@ def add_PlannerServiceServicer_to_server(servicer, server):
                     servicer.ComparePlans,
                     request_deserializer=llmpq_dot_v1_dot_planner__service__pb2.ComparePlansRequest.FromString,
                     response_serializer=llmpq_dot_v1_dot_planner__service__pb2.ComparePlansResponse.SerializeToString,
+            ),
+            'ResolveScenario': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveScenario,
+                    request_deserializer=llmpq_dot_v1_dot_planner__service__pb2.ResolveScenarioRequest.FromString,
+                    response_serializer=llmpq_dot_v1_dot_planner__service__pb2.ResolveScenarioResponse.SerializeToString,
+            ),
+            'ExplainPlan': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPlan,
+                    request_deserializer=llmpq_dot_v1_dot_planner__service__pb2.ExplainPlanRequest.FromString,
+                    response_serializer=llmpq_dot_v1_dot_planner__service__pb2.ExplainPlanResponse.SerializeToString,
+            ),
+            'TradeQuality': grpc.unary_unary_rpc_method_handler(
+                    servicer.TradeQuality,
+                    request_deserializer=llmpq_dot_v1_dot_planner__service__pb2.TradeQualityRequest.FromString,
+                    response_serializer=llmpq_dot_v1_dot_planner__service__pb2.TradeQualityResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -190,6 +252,87 @@ class PlannerService:
             '/llmpq.v1.PlannerService/ComparePlans',
             llmpq_dot_v1_dot_planner__service__pb2.ComparePlansRequest.SerializeToString,
             llmpq_dot_v1_dot_planner__service__pb2.ComparePlansResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveScenario(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmpq.v1.PlannerService/ResolveScenario',
+            llmpq_dot_v1_dot_planner__service__pb2.ResolveScenarioRequest.SerializeToString,
+            llmpq_dot_v1_dot_planner__service__pb2.ResolveScenarioResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPlan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmpq.v1.PlannerService/ExplainPlan',
+            llmpq_dot_v1_dot_planner__service__pb2.ExplainPlanRequest.SerializeToString,
+            llmpq_dot_v1_dot_planner__service__pb2.ExplainPlanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TradeQuality(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llmpq.v1.PlannerService/TradeQuality',
+            llmpq_dot_v1_dot_planner__service__pb2.TradeQualityRequest.SerializeToString,
+            llmpq_dot_v1_dot_planner__service__pb2.TradeQualityResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,8 +34,28 @@ class PlannerServiceStub:
     - FAILED_PRECONDITION: the plan does not fit a device (PreconditionFailure names it and the bytes).
     """
     ComparePlans: _aio.UnaryUnaryMultiCallable[_planner_service_pb2.ComparePlansRequest, _planner_service_pb2.ComparePlansResponse]
-    """Makes a plan by each strategy, for comparison. A strategy that finds none reports why in its entry; the call
-    fails only as CreatePlan does with INVALID_ARGUMENT.
+    """Makes a plan by each strategy, for comparison, and runs each in simulated time. A strategy that finds none reports why
+    in its entry; the call fails only as CreatePlan does with INVALID_ARGUMENT.
+    """
+    ResolveScenario: _aio.UnaryUnaryMultiCallable[_planner_service_pb2.ResolveScenarioRequest, _planner_service_pb2.ResolveScenarioResponse]
+    """Makes a problem out of names: of a virtual cluster, a model without weights, a distribution of lengths. Whatever is
+    planned for it is simulated.
+
+    Errors:
+    - NOT_FOUND: no model, cluster, device, kernel set or distribution of that name; the message lists close ones.
+    - INVALID_ARGUMENT: a document is not YAML or not of the form that it should have, or the workload is empty.
+    """
+    ExplainPlan: _aio.UnaryUnaryMultiCallable[_planner_service_pb2.ExplainPlanRequest, _planner_service_pb2.ExplainPlanResponse]
+    """Makes a plan and says what holds it back: what each stage is limited by, and what would change if the cluster or the
+    request were a little different, each case planned anew.
+
+    Errors: as CreatePlan.
+    """
+    TradeQuality: _aio.UnaryUnaryMultiCallable[_planner_service_pb2.TradeQualityRequest, _planner_service_pb2.TradeQualityResponse]
+    """Makes plans for a row of quality budgets, from the least loss that fits to the loss of the fastest plan: what quality
+    costs in throughput.
+
+    Errors: as CreatePlan.
     """
 
 class PlannerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -76,8 +96,46 @@ class PlannerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _planner_service_pb2.ComparePlansRequest,
         context: _aio.ServicerContext[_planner_service_pb2.ComparePlansRequest, _abc.Awaitable[_planner_service_pb2.ComparePlansResponse]],
     ) -> _abc.Awaitable[_planner_service_pb2.ComparePlansResponse]:
-        """Makes a plan by each strategy, for comparison. A strategy that finds none reports why in its entry; the call
-        fails only as CreatePlan does with INVALID_ARGUMENT.
+        """Makes a plan by each strategy, for comparison, and runs each in simulated time. A strategy that finds none reports why
+        in its entry; the call fails only as CreatePlan does with INVALID_ARGUMENT.
+        """
+
+    @_abc_1.abstractmethod
+    def ResolveScenario(
+        self,
+        request: _planner_service_pb2.ResolveScenarioRequest,
+        context: _aio.ServicerContext[_planner_service_pb2.ResolveScenarioRequest, _abc.Awaitable[_planner_service_pb2.ResolveScenarioResponse]],
+    ) -> _abc.Awaitable[_planner_service_pb2.ResolveScenarioResponse]:
+        """Makes a problem out of names: of a virtual cluster, a model without weights, a distribution of lengths. Whatever is
+        planned for it is simulated.
+
+        Errors:
+        - NOT_FOUND: no model, cluster, device, kernel set or distribution of that name; the message lists close ones.
+        - INVALID_ARGUMENT: a document is not YAML or not of the form that it should have, or the workload is empty.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainPlan(
+        self,
+        request: _planner_service_pb2.ExplainPlanRequest,
+        context: _aio.ServicerContext[_planner_service_pb2.ExplainPlanRequest, _abc.Awaitable[_planner_service_pb2.ExplainPlanResponse]],
+    ) -> _abc.Awaitable[_planner_service_pb2.ExplainPlanResponse]:
+        """Makes a plan and says what holds it back: what each stage is limited by, and what would change if the cluster or the
+        request were a little different, each case planned anew.
+
+        Errors: as CreatePlan.
+        """
+
+    @_abc_1.abstractmethod
+    def TradeQuality(
+        self,
+        request: _planner_service_pb2.TradeQualityRequest,
+        context: _aio.ServicerContext[_planner_service_pb2.TradeQualityRequest, _abc.Awaitable[_planner_service_pb2.TradeQualityResponse]],
+    ) -> _abc.Awaitable[_planner_service_pb2.TradeQualityResponse]:
+        """Makes plans for a row of quality budgets, from the least loss that fits to the loss of the fastest plan: what quality
+        costs in throughput.
+
+        Errors: as CreatePlan.
         """
 
 def add_PlannerServiceServicer_to_server(servicer: PlannerServiceServicer, server: _aio.Server) -> None: ...
