@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -19,6 +19,7 @@ from coordinator.reports import PlanMeter
 from coordinator.results import ResultRouter
 from coordinator.store import JobStore, UnfinishedRequest
 from coordinator.tokenizing import ModelTokenizer
+from coordinator.traces import FrameLog, Traces
 from coordinator.validation import validate
 from llmpq.batch import Batch, BatchOptions, BatchState
 from llmpq.errors import InvalidInputError, MeshError, NotFoundError, PreconditionError
@@ -46,11 +47,13 @@ class Mesh:
         cluster: The stages.
         planning: The way to plans.
         router: Where results come in.
+        traces: What became of the frames of the last batches.
     """
 
     cluster: Cluster
     planning: Planning
     router: ResultRouter
+    traces: Traces = field(default_factory=Traces)
 
     @property
     def grace_s(self) -> float:
@@ -168,8 +171,10 @@ class BatchRun:
         async with deployed(plan, stages, samples, self._mesh.router, on_progress) as deployment:
             await self._set_state(BatchState.RUNNING, f"Generating on {len(stages)} stages.")
             await self._store.set_started(self._batch_id)
-            recorder = _Recorder(self._store, self._batch_id, ledger, meter)
-            await Pipeline(deployment, Scheduler(Limits.of_plan(plan), sequences), recorder.record).run()
+            frames = self._mesh.traces.start(self._batch_id)
+            recorder = _Recorder(self._store, self._batch_id, ledger, meter, frames)
+            scheduler = Scheduler(Limits.of_plan(plan), sequences)
+            await Pipeline(deployment, scheduler, recorder.record, frames.sent).run()
             recorder.report()
 
     async def _recover(self, error: MeshError, num_failures: int) -> None:
@@ -187,13 +192,14 @@ class BatchRun:
 
 
 class _Recorder:
-    """Passes results on to ledger and meter, and publishes the stage reports now and then."""
+    """Passes results on to ledger, meter and frame log, and publishes the stage reports now and then."""
 
-    def __init__(self, store: JobStore, batch_id: str, ledger: Ledger, meter: PlanMeter) -> None:
+    def __init__(self, store: JobStore, batch_id: str, ledger: Ledger, meter: PlanMeter, frames: FrameLog) -> None:
         self._store = store
         self._batch_id = batch_id
         self._ledger = ledger
         self._meter = meter
+        self._frames = frames
         self._reported_at = 0.0
         meter.started()
 
@@ -205,6 +211,7 @@ class _Recorder:
     ) -> None:
         self._ledger.record(advanced)
         self._meter.computed(micro_batch, timings)
+        self._frames.received(micro_batch, timings)
         if time.monotonic() - self._reported_at > _REPORT_INTERVAL_S:
             self.report()
 

@@ -27,12 +27,20 @@ class Pipeline:
         deployment: The stages.
         scheduler: The sequences.
         on_result: Told of every result once it is recorded.
+        on_sent: Told of every micro-batch before it is sent.
     """
 
-    def __init__(self, deployment: Deployment, scheduler: Scheduler, on_result: OnResult) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        scheduler: Scheduler,
+        on_result: OnResult,
+        on_sent: Callable[[MicroBatch], None] = lambda _: None,
+    ) -> None:
         self._deployment = deployment
         self._scheduler = scheduler
         self._on_result = on_result
+        self._on_sent = on_sent
 
     async def run(self) -> None:
         """Returns when every sequence has finished.
@@ -51,6 +59,7 @@ class Pipeline:
 
     async def _send(self) -> None:
         while micro_batch := self._scheduler.next_micro_batch():
+            self._on_sent(micro_batch)
             frame = frame_of(micro_batch, self._deployment.deployment_id)
             await self._deployment.frames.send(encode_frame(frame))
 

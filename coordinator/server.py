@@ -54,6 +54,7 @@ async def coordinating(config: CoordinatorConfig) -> AsyncIterator[tuple[str, Ru
             admission=Admission(store, config.max_queued_requests),
             runner=runner,
             planning=mesh.planning,
+            traces=mesh.traces,
         )
 
         def add_services(server: grpc.aio.Server) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations  # grpc's classes are generic for type checkers only
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from coordinator.results import ResultRouter
 from coordinator.runner import Runner
 from coordinator.status import Report
 from coordinator.store import JobStore
+from coordinator.traces import Traces
 from llmpq.batch import Batch, BatchOptions, PreviewedPlan
 from llmpq.device import DeviceDescription, DeviceProfile
 from llmpq.errors import InvalidInputError, LeaseExpiredError, MeshError
@@ -28,6 +29,7 @@ from llmpq.frames import decode_frame, encode_ack
 from llmpq.messages import from_message, to_message
 from llmpq.plan import LayerSensitivity, LengthBucket, PlanOptions
 from llmpq.rpc.link_probe import PROBE_DEPLOYMENT
+from llmpq.trace import FrameTrace
 from llmpq.v1 import coordinator_service_pb2 as pb
 from llmpq.v1 import coordinator_service_pb2_grpc, plan_pb2
 
@@ -38,6 +40,8 @@ T = TypeVar("T")
 _WATCH_INTERVAL_S = 0.2
 #: Results read from the store at a time.
 _RESULTS_PAGE = 256
+#: Frames of a trace sent at a time.
+_FRAMES_PAGE = 256
 #: Workloads that one fidelity measurement may draw for a device.
 _MAX_WORKLOADS = 1000
 
@@ -53,12 +57,14 @@ class CoordinatorServicer(coordinator_service_pb2_grpc.CoordinatorServiceService
         admission: Admission,
         runner: Runner,
         planning: Planning,
+        traces: Traces,
     ) -> None:
         self._cluster = cluster
         self._store = store
         self._admission = admission
         self._runner = runner
         self._planning = planning
+        self._traces = traces
 
     async def RegisterStage(  # noqa: N802 named by the contract
         self,
@@ -166,6 +172,16 @@ class CoordinatorServicer(coordinator_service_pb2_grpc.CoordinatorServiceService
     ) -> pb.CancelBatchResponse:
         """See the contract."""
         return pb.CancelBatchResponse(batch=_batch_message(await self._runner.cancel(request.batch_id)))
+
+    async def GetTrace(  # noqa: N802
+        self,
+        request: pb.GetTraceRequest,
+        context: Context,  # noqa: ARG002
+    ) -> AsyncIterator[pb.GetTraceResponse]:
+        """See the contract."""
+        await self._store.batch(request.batch_id)
+        for frames in _pages(self._traces.frames(request.batch_id)):
+            yield pb.GetTraceResponse(frames=[to_message(frame, pb.FrameTrace) for frame in frames])
 
     async def GetCluster(  # noqa: N802
         self,
@@ -305,6 +321,10 @@ async def _reported(work: Callable[[Report], Coroutine[Any, Any, T]]) -> AsyncGe
         yield "", await working
     finally:
         working.cancel()
+
+
+def _pages(frames: Sequence[FrameTrace]) -> Iterator[Sequence[FrameTrace]]:
+    return (frames[begin : begin + _FRAMES_PAGE] for begin in range(0, len(frames), _FRAMES_PAGE))
 
 
 def _batch_message(batch: Batch) -> pb.Batch:

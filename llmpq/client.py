@@ -20,6 +20,7 @@ from llmpq.messages import from_message, to_message
 from llmpq.plan import LayerSensitivity, LengthBucket, PlanOptions
 from llmpq.rpc.channel import CONTROL_DEADLINE_S, MAX_PAYLOAD_BYTES, open_channel
 from llmpq.rpc.status import rpc_errors
+from llmpq.trace import FrameTrace
 from llmpq.v1 import coordinator_service_pb2 as pb
 from llmpq.v1 import plan_pb2
 from llmpq.v1.coordinator_service_pb2_grpc import CoordinatorServiceStub
@@ -174,6 +175,16 @@ class Client:
             request = pb.CancelBatchRequest(batch_id=batch_id)
             response = await self._stub.CancelBatch(request, timeout=CONTROL_DEADLINE_S)
         return from_message(Batch, response.batch)
+
+    async def trace(self, batch_id: str) -> tuple[FrameTrace, ...]:
+        """What became of each frame of a batch, in the order in which they came back; see `llmpq.trace`.
+
+        Raises:
+            NotFoundError: There is no batch of that id, or its frames are no longer kept.
+        """
+        with rpc_errors(self._coordinator):
+            call = self._stub.GetTrace(pb.GetTraceRequest(batch_id=batch_id), timeout=CONTROL_DEADLINE_S)
+            return tuple([from_message(FrameTrace, frame) async for page in call for frame in page.frames])
 
     async def cluster(self) -> Cluster:
         """Says which stages are members, what they are and what they hold."""

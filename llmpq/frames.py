@@ -63,6 +63,7 @@ class StageTiming:
     stage: int
     wait_ns: int
     compute_ns: int
+    start_unix_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -117,7 +118,12 @@ def encode_frame(frame: Frame) -> bytes:
             seed=draw.seed,
         )
     for timing in frame.timings:
-        header.timings.add(stage=timing.stage, wait_ns=timing.wait_ns, compute_ns=timing.compute_ns)
+        header.timings.add(
+            stage=timing.stage,
+            wait_ns=timing.wait_ns,
+            compute_ns=timing.compute_ns,
+            start_unix_ns=timing.start_unix_ns,
+        )
     head = header.SerializeToString()
     if not len(frame.payload):  # protobuf leaves an empty last field out
         return head
@@ -144,7 +150,7 @@ def decode_frame(raw: bytes) -> Frame:
             emits=list(header.emits),
             sampling=[Sampling(d.temperature, d.top_p, d.top_k, d.seed) for d in header.sampling],
             targets=list(header.targets),
-            timings=[StageTiming(t.stage, t.wait_ns, t.compute_ns) for t in header.timings],
+            timings=[StageTiming(t.stage, t.wait_ns, t.compute_ns, t.start_unix_ns) for t in header.timings],
             data_type=DataType(header.data_type),
             dimensions=tuple(header.dimensions),
             payload=payload,

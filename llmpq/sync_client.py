@@ -7,6 +7,7 @@ from typing import Any, Self, TypeVar
 from llmpq.batch import Batch, Cluster, PreviewedPlan, Result
 from llmpq.client import Client
 from llmpq.plan import LayerSensitivity
+from llmpq.trace import FrameTrace
 
 T = TypeVar("T")
 
@@ -59,6 +60,10 @@ class SyncClient:
     def cluster(self) -> Cluster:
         """See `Client.cluster`."""
         return self._runner.run(self._client.cluster())
+
+    def trace(self, batch_id: str) -> tuple[FrameTrace, ...]:
+        """See `Client.trace`."""
+        return self._runner.run(self._client.trace(batch_id))
 
     def preview_plan(self, *args: Any, **kwargs: Any) -> tuple[PreviewedPlan, ...]:
         """See `Client.preview_plan`."""

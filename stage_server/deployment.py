@@ -133,7 +133,7 @@ class Deployment:
 
     def _compute(self, frame: Frame, arrived_ns: int) -> Frame:
         """On the compute thread: this stage's part of a frame."""
-        started_ns = time.perf_counter_ns()
+        started_ns, start_unix_ns = time.perf_counter_ns(), time.time_ns()
         layout = BatchLayout(
             tuple(frame.slots),
             tuple(frame.starts),
@@ -149,7 +149,7 @@ class Deployment:
         data_type, dimensions, payload = payload_of(output)
         compute_ns = time.perf_counter_ns() - started_ns
         self._count(frame.phase, compute_ns)
-        timing = StageTiming(self.load.stage, started_ns - arrived_ns, compute_ns)
+        timing = StageTiming(self.load.stage, started_ns - arrived_ns, compute_ns, start_unix_ns)
         return replace(
             frame,
             data_type=data_type,

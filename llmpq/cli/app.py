@@ -2,6 +2,7 @@
 
 import typer
 
+from llmpq.cli.bench import bench
 from llmpq.cli.eval_perplexity import perplexity
 from llmpq.cli.eval_tasks import tasks
 from llmpq.cli.export import export
@@ -12,6 +13,7 @@ from llmpq.cli.results import cancel, results
 from llmpq.cli.run_batch import run_batch
 from llmpq.cli.sensitivity import sensitivity
 from llmpq.cli.status import status
+from llmpq.cli.trace import trace
 from llmpq.cli.up import up
 
 app = typer.Typer(
@@ -44,9 +46,11 @@ app.command("run-batch")(run_batch)
 app.command("results")(results)
 app.command("cancel")(cancel)
 app.command("status")(status)
+app.command("trace")(trace)
 app.command("plan")(plan)
 app.command("profile")(profile)
 app.command("fidelity")(fidelity)
 app.command("sensitivity")(sensitivity)
 app.command("export")(export)
 app.add_typer(evaluations, name="eval")
+app.add_typer(bench, name="bench")

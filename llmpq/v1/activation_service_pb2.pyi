@@ -128,22 +128,28 @@ class StageTiming(_message.Message):
     STAGE_FIELD_NUMBER: _builtins.int
     WAIT_NS_FIELD_NUMBER: _builtins.int
     COMPUTE_NS_FIELD_NUMBER: _builtins.int
+    START_UNIX_NS_FIELD_NUMBER: _builtins.int
     stage: _builtins.int
     """The stage, from 0."""
     wait_ns: _builtins.int
     """From arrival to the start of computing."""
     compute_ns: _builtins.int
     """Computing."""
+    start_unix_ns: _builtins.int
+    """When computing began: nanoseconds since 1970 (UTC) by the clock of the stage's host. For traces; clocks of hosts
+    differ. 0 from stages that do not say it.
+    """
     def __init__(
         self,
         *,
         stage: _builtins.int = ...,
         wait_ns: _builtins.int = ...,
         compute_ns: _builtins.int = ...,
+        start_unix_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_ns", b"compute_ns", "stage", b"stage", "wait_ns", b"wait_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_ns", b"compute_ns", "stage", b"stage", "start_unix_ns", b"start_unix_ns", "wait_ns", b"wait_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from llmpq.v1 import activation_service_pb2 as _activation_service_pb2
 from llmpq.v1 import plan_pb2 as _plan_pb2
 import builtins as _builtins
 import sys
@@ -739,6 +740,104 @@ class CancelBatchResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelBatchResponse: _TypeAlias = CancelBatchResponse  # noqa: Y015
+
+@_typing.final
+class GetTraceRequest(_message.Message):
+    """Request of GetTrace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.str
+    """The batch."""
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTraceRequest: _TypeAlias = GetTraceRequest  # noqa: Y015
+
+@_typing.final
+class GetTraceResponse(_message.Message):
+    """Response of GetTrace: some of the frames."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def frames(self) -> _containers.RepeatedCompositeFieldContainer[Global___FrameTrace]:
+        """The frames."""
+
+    def __init__(
+        self,
+        *,
+        frames: _abc.Iterable[Global___FrameTrace] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTraceResponse: _TypeAlias = GetTraceResponse  # noqa: Y015
+
+@_typing.final
+class FrameTrace(_message.Message):
+    """What became of one frame."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAME_ID_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    NUM_SEQUENCES_FIELD_NUMBER: _builtins.int
+    NUM_ROWS_FIELD_NUMBER: _builtins.int
+    NUM_RESULTS_FIELD_NUMBER: _builtins.int
+    SENT_UNIX_NS_FIELD_NUMBER: _builtins.int
+    RECEIVED_UNIX_NS_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    frame_id: _builtins.int
+    """The frame."""
+    phase: _plan_pb2.Phase.ValueType
+    """Its phase."""
+    num_sequences: _builtins.int
+    """Sequences in it."""
+    num_rows: _builtins.int
+    """Rows in it: new tokens of all its sequences."""
+    num_results: _builtins.int
+    """Tokens, or scores, that came back."""
+    sent_unix_ns: _builtins.int
+    """When it was sent: nanoseconds since 1970 (UTC) by the clock of the coordinator's host."""
+    received_unix_ns: _builtins.int
+    """When its result came back, by the same clock."""
+    @_builtins.property
+    def timings(self) -> _containers.RepeatedCompositeFieldContainer[_activation_service_pb2.StageTiming]:
+        """Its times in the stages, in order; `start_unix_ns` is by each stage's own clock."""
+
+    def __init__(
+        self,
+        *,
+        frame_id: _builtins.int = ...,
+        phase: _plan_pb2.Phase.ValueType = ...,
+        num_sequences: _builtins.int = ...,
+        num_rows: _builtins.int = ...,
+        num_results: _builtins.int = ...,
+        sent_unix_ns: _builtins.int = ...,
+        received_unix_ns: _builtins.int = ...,
+        timings: _abc.Iterable[_activation_service_pb2.StageTiming] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame_id", b"frame_id", "num_results", b"num_results", "num_rows", b"num_rows", "num_sequences", b"num_sequences", "phase", b"phase", "received_unix_ns", b"received_unix_ns", "sent_unix_ns", b"sent_unix_ns", "timings", b"timings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FrameTrace: _TypeAlias = FrameTrace  # noqa: Y015
 
 @_typing.final
 class GetClusterRequest(_message.Message):

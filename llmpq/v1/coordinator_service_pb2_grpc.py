@@ -73,6 +73,11 @@ class CoordinatorServiceStub:
                 request_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.CancelBatchRequest.SerializeToString,
                 response_deserializer=llmpq_dot_v1_dot_coordinator__service__pb2.CancelBatchResponse.FromString,
                 _registered_method=True)
+        self.GetTrace = channel.unary_stream(
+                '/llmpq.v1.CoordinatorService/GetTrace',
+                request_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.GetTraceRequest.SerializeToString,
+                response_deserializer=llmpq_dot_v1_dot_coordinator__service__pb2.GetTraceResponse.FromString,
+                _registered_method=True)
         self.GetCluster = channel.unary_unary(
                 '/llmpq.v1.CoordinatorService/GetCluster',
                 request_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.GetClusterRequest.SerializeToString,
@@ -180,6 +185,18 @@ class CoordinatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTrace(self, request, context):
+        """Streams what became of each frame of a batch, in the order in which they came back: when it was sent, and its times
+        in the stages. Of the last attempt only, and of its latest frames if there are many; kept in memory, for the batches
+        that ran last.
+
+        Errors:
+        - NOT_FOUND: there is no batch of that id, or its frames are no longer kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetCluster(self, request, context):
         """Says which stages are members, what they are and what they hold.
         """
@@ -271,6 +288,11 @@ def add_CoordinatorServiceServicer_to_server(servicer, server):
                     servicer.CancelBatch,
                     request_deserializer=llmpq_dot_v1_dot_coordinator__service__pb2.CancelBatchRequest.FromString,
                     response_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.CancelBatchResponse.SerializeToString,
+            ),
+            'GetTrace': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetTrace,
+                    request_deserializer=llmpq_dot_v1_dot_coordinator__service__pb2.GetTraceRequest.FromString,
+                    response_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.GetTraceResponse.SerializeToString,
             ),
             'GetCluster': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCluster,
@@ -491,6 +513,33 @@ class CoordinatorService:
             '/llmpq.v1.CoordinatorService/CancelBatch',
             llmpq_dot_v1_dot_coordinator__service__pb2.CancelBatchRequest.SerializeToString,
             llmpq_dot_v1_dot_coordinator__service__pb2.CancelBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llmpq.v1.CoordinatorService/GetTrace',
+            llmpq_dot_v1_dot_coordinator__service__pb2.GetTraceRequest.SerializeToString,
+            llmpq_dot_v1_dot_coordinator__service__pb2.GetTraceResponse.FromString,
             options,
             channel_credentials,
             insecure,

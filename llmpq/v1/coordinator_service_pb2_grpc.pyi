@@ -64,6 +64,14 @@ class CoordinatorServiceStub:
     """Stops a batch. Finished requests keep their results, others are answered with the error code `batch_cancelled`.
     Cancelling a batch in a final state changes nothing. NOT_FOUND as GetBatch.
     """
+    GetTrace: _aio.UnaryStreamMultiCallable[_coordinator_service_pb2.GetTraceRequest, _coordinator_service_pb2.GetTraceResponse]
+    """Streams what became of each frame of a batch, in the order in which they came back: when it was sent, and its times
+    in the stages. Of the last attempt only, and of its latest frames if there are many; kept in memory, for the batches
+    that ran last.
+
+    Errors:
+    - NOT_FOUND: there is no batch of that id, or its frames are no longer kept.
+    """
     GetCluster: _aio.UnaryUnaryMultiCallable[_coordinator_service_pb2.GetClusterRequest, _coordinator_service_pb2.GetClusterResponse]
     """Says which stages are members, what they are and what they hold."""
     PreviewPlan: _aio.UnaryStreamMultiCallable[_coordinator_service_pb2.PreviewPlanRequest, _coordinator_service_pb2.PreviewPlanResponse]
@@ -189,6 +197,20 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_coordinator_service_pb2.CancelBatchResponse]:
         """Stops a batch. Finished requests keep their results, others are answered with the error code `batch_cancelled`.
         Cancelling a batch in a final state changes nothing. NOT_FOUND as GetBatch.
+        """
+
+    @_abc_1.abstractmethod
+    def GetTrace(
+        self,
+        request: _coordinator_service_pb2.GetTraceRequest,
+        context: _aio.ServicerContext[_coordinator_service_pb2.GetTraceRequest, _abc.AsyncIterator[_coordinator_service_pb2.GetTraceResponse]],
+    ) -> _abc.AsyncIterator[_coordinator_service_pb2.GetTraceResponse]:
+        """Streams what became of each frame of a batch, in the order in which they came back: when it was sent, and its times
+        in the stages. Of the last attempt only, and of its latest frames if there are many; kept in memory, for the batches
+        that ran last.
+
+        Errors:
+        - NOT_FOUND: there is no batch of that id, or its frames are no longer kept.
         """
 
     @_abc_1.abstractmethod

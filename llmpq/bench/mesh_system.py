@@ -1,0 +1,86 @@
+"""This mesh, as one of the systems: stage servers on this host that share its cores."""
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llmpq.batch import Batch
+from llmpq.bench.machine import package_version
+from llmpq.bench.system import Run
+from llmpq.bench.workload import Workload
+from llmpq.client import Client
+from llmpq.cluster_file import local_cluster
+from llmpq.errors import InternalError
+from llmpq.local_mesh import local_mesh
+from llmpq.plan import PlanOptions
+
+
+class MeshSystem:
+    """A local mesh with all layers at one scheme; make it by `started()`.
+
+    Args:
+        client: Of its coordinator.
+        model: Path of the model.
+        scheme: Of every layer.
+        num_stages: Stage servers.
+        num_cores: Cores that they share.
+    """
+
+    def __init__(self, client: Client, model: str, scheme: str, num_stages: int, num_cores: int) -> None:
+        self.name = f"llmpq-{scheme}-{num_stages}"
+        self.settings = f"{scheme}, {num_stages} stage server(s) of {num_cores // num_stages} core(s), gRPC"
+        self.version = package_version("llmpq")
+        self._client = client
+        self._model = model
+        self._options = PlanOptions(allowed_schemes=(scheme,), use_all_devices=True)
+
+    @classmethod
+    @asynccontextmanager
+    async def started(cls, model: str, scheme: str, num_stages: int) -> AsyncIterator["MeshSystem"]:
+        """Runs planner, coordinator and stage servers inside the block."""
+        with tempfile.TemporaryDirectory(prefix="llmpq-bench-") as state:
+            cluster = replace(local_cluster(num_stages), state=Path(state))
+            num_cores = len({core for stage in cluster.stages for core in stage.cores})
+            async with local_mesh(cluster) as coordinator, Client(coordinator) as client:
+                yield cls(client, model, scheme, num_stages, num_cores)
+
+    async def run(self, workload: Workload) -> Run:
+        """See `System`. The wall time leaves out planning and loading, as it does for every system."""
+        requests = [
+            {"prompt": prompt, "max_tokens": limit}
+            for prompt, limit in zip(workload.prompts, workload.max_tokens, strict=True)
+        ]
+        started = time.monotonic()
+        batch = await self._batch(requests, ignore_stop=not workload.stops)
+        return Run(batch.running_s, batch.generated_tokens, job_s=time.monotonic() - started)
+
+    async def score(self, windows: Sequence[Sequence[int]]) -> float:
+        """See `System`."""
+        requests = [{"prompt": window, "echo": True, "logprobs": 0, "max_tokens": 0} for window in windows]
+        batch = await self._batch(requests, ignore_stop=True)
+        results = [result async for result in self._client.results(batch.batch_id)]
+        choices = [json.loads(result.json)["response"]["body"]["choices"][0] for result in results]
+        return math.fsum(value for choice in choices for value in choice["logprobs"]["token_logprobs"][1:])
+
+    async def _batch(self, requests: Sequence[dict[str, Any]], *, ignore_stop: bool) -> Batch:
+        lines = [
+            {
+                "custom_id": str(number),
+                "method": "POST",
+                "url": "/v1/completions",
+                "body": request | {"temperature": 0, "prompt": list(request["prompt"])},
+            }
+            for number, request in enumerate(requests)
+        ]
+        batch = await self._client.submit(lines, model=self._model, plan_options=self._options, ignore_stop=ignore_stop)
+        async for latest in self._client.watch(batch.batch_id):
+            batch = latest
+        if batch.requests_completed != len(requests):
+            raise InternalError(f"{self.name}: the batch {batch.state.label}: {batch.status_message}")
+        return batch
