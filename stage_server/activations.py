@@ -17,3 +17,11 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": _TANH_GELU,
     "gelu_pytorch_tanh": _TANH_GELU,
 }
+
+
+def activated(projected: torch.Tensor, activation: str, *, is_gated: bool) -> torch.Tensor:
+    """The activation of (rows, features); of (rows, 2 * features) if gated: activation(gate) * up, gate before up."""
+    if not is_gated:
+        return ACTIVATIONS[activation](projected)
+    gate, up = projected.chunk(2, dim=-1)
+    return ACTIVATIONS[activation](gate) * up

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from quantizer.linear import QuantizedLinear
-from stage_server.decoder_layer import Norm
 from stage_server.layout import BatchLayout
+from stage_server.norms import Norm
 
 #: Rows whose logits exist at a time: a vocabulary row is large, and prompts to be scored have many rows.
 LOGIT_ROWS = 16

@@ -47,6 +47,11 @@ class BatchLayout:
         return torch.cat([torch.arange(s, e, device=self.device) for s, e in zip(self.starts, self.ends, strict=True)])
 
     @cached_property
+    def table(self) -> torch.Tensor:
+        """(3, sequences) int64 on the host: slots, starts, counts."""
+        return torch.tensor((self.slots, self.starts, self.counts))
+
+    @cached_property
     def slot_index(self) -> torch.Tensor:
         """(sequences,) int64: the slots."""
         return torch.tensor(self.slots, device=self.device)

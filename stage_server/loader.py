@@ -11,8 +11,9 @@ from quantizer.linear import QuantizedLinear, build_linear
 from quantizer.methods import round_weight, to_sixteen_bits
 from quantizer.reordered import ReorderedLinear
 from quantizer.rounded import RoundedWeight, SixteenBits, to_device
-from stage_server.decoder_layer import DecoderLayer, LayerLinears, LayerNorms, Norm
+from stage_server.decoder_layer import DecoderLayer, LayerLinears
 from stage_server.ends import Embedding, Head
+from stage_server.norms import LayerNorms, Norm
 from stage_server.source import ModelSource, SourceLayer, SourceNorm
 from stage_server.source_linears import SourceLinear
 

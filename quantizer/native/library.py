@@ -5,6 +5,7 @@ import functools
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,7 +37,9 @@ _TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.int8: 2}
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 
 
-class _Team(ctypes.Structure):
+class Team(ctypes.Structure):
+    """Mirror of the struct in parallel.h: the threads that share a kernel's work."""
+
     _fields_ = (("run_parallel", _POINTER), ("num_threads", _INTEGER))
 
 
@@ -47,7 +50,7 @@ class _CodeProduct(ctypes.Structure):
         *((name, _POINTER) for name in ("x", "y", "work", "bias", "codes", "scales", "zeros")),
         *((name, _INTEGER) for name in ("num_rows", "num_inputs", "num_outputs", "bits", "group_size")),
         *((name, _INTEGER) for name in ("num_weight_groups", "unpacks_first")),
-        ("team", _Team),
+        ("team", Team),
     )
 
 
@@ -57,7 +60,7 @@ class _FloatProduct(ctypes.Structure):
     _fields_ = (
         *((name, _POINTER) for name in ("x", "y", "bias", "weight", "scales")),
         *((name, _INTEGER) for name in ("num_rows", "num_inputs", "num_outputs", "type")),
-        ("team", _Team),
+        ("team", Team),
     )
 
 
@@ -71,8 +74,9 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL, instruction_set: str) -> None:
         self.instruction_set = instruction_set
-        self._multiply_codes = library[f"multiply_codes_{instruction_set}"]
-        self._multiply_floats = library[f"multiply_floats_{instruction_set}"]
+        self._library = library
+        self._multiply_codes = self.function("multiply_codes")
+        self._multiply_floats = self.function("multiply_floats")
         self._run_parallel = _run_parallel()
 
     def multiply_codes(
@@ -92,10 +96,10 @@ class Kernels:
         x, y = x.contiguous(), x.new_empty(len(x), weight.shape[0])
         work = torch.empty(len(x) * weight.work_bytes, dtype=torch.uint8)
         product = _CodeProduct(
-            *map(_address, (x, y, work, bias, weight.codes, weight.scales, weight.zeros)),
+            *map(address, (x, y, work, bias, weight.codes, weight.scales, weight.zeros)),
             *(len(x), weight.shape[1], weight.shape[0], weight.bits, weight.activation_group_size),
             *(weight.num_groups, unpacks_first),
-            self._team(),
+            self.team(),
         )
         self._multiply_codes(ctypes.byref(product))
         return y
@@ -116,15 +120,20 @@ class Kernels:
         """
         x, y = x.contiguous(), x.new_empty(len(x), len(weight))
         product = _FloatProduct(
-            *map(_address, (x, y, bias, weight, scales)),
+            *map(address, (x, y, bias, weight, scales)),
             *(len(x), x.shape[1], len(weight), _TYPES[weight.dtype]),
-            self._team(),
+            self.team(),
         )
         self._multiply_floats(ctypes.byref(product))
         return y
 
-    def _team(self) -> _Team:
-        return _Team(self._run_parallel, torch.get_num_threads())
+    def team(self) -> Team:
+        """The threads that torch uses at the moment."""
+        return Team(self._run_parallel, torch.get_num_threads())
+
+    def function(self, name: str) -> Any:
+        """A function of the library, for this instruction set; it takes the address of the struct that it works on."""
+        return self._library[f"{name}_{self.instruction_set}"]
 
 
 @functools.cache
@@ -149,7 +158,8 @@ def usable_instruction_sets() -> tuple[str, ...]:
     return tuple(name for name in newest_first[newest:] if _CPU_FLAGS[name] <= flags)
 
 
-def _address(tensor: torch.Tensor | None) -> int | None:
+def address(tensor: torch.Tensor | None) -> int | None:
+    """Where a tensor's numbers are; None of None."""
     return tensor.data_ptr() if tensor is not None else None
 
 
