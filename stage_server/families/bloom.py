@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from llmpq.families import linear_names
 from stage_server.families.spec import DecoderSpec, NormKind, TensorNames, dimensions
@@ -40,4 +39,6 @@ def describe(config: Any) -> DecoderSpec:
 
 def _slopes(num_heads: int) -> torch.Tensor:
     """(heads,): the bias of position 1 over that of position 0."""
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor  # noqa: PLC0415 takes seconds
+
     return build_alibi_tensor(torch.ones(1, 2), num_heads, torch.float32)[:, 0, 1]

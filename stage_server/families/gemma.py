@@ -4,11 +4,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from transformers.models.gemma.modeling_gemma import GemmaRotaryEmbedding
-from transformers.models.gemma2.modeling_gemma2 import Gemma2RotaryEmbedding
-from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
-
-from stage_server.families.llama import HEAD_NORMS, NAMES, describe_gated, rotary_of, windowed_by_type
+from stage_server.families.llama import HEAD_NORMS, NAMES, describe_gated, windowed_by_type
+from stage_server.families.rotary import rotary_of
 from stage_server.families.spec import DecoderSpec
 
 _SANDWICH_NORMS = {
@@ -23,14 +20,14 @@ _PREFIXES = ("model.", "language_model.model.", "model.language_model.")
 
 def describe_gemma(config: Any) -> DecoderSpec:
     """The spec of a `GemmaConfig`."""
-    return describe_gated(config, (rotary_of(GemmaRotaryEmbedding(config)),), **_common(config))
+    return describe_gated(config, (rotary_of(config),), **_common(config))
 
 
 def describe_gemma2(config: Any) -> DecoderSpec:
     """The spec of a `Gemma2Config`: soft caps, a sliding window in every other layer."""
     return describe_gated(
         config,
-        (rotary_of(Gemma2RotaryEmbedding(config)),),
+        (rotary_of(config),),
         names=replace(NAMES, norms=_SANDWICH_NORMS),
         layers=windowed_by_type(config),
         **_common(config),
@@ -40,11 +37,10 @@ def describe_gemma2(config: Any) -> DecoderSpec:
 
 def describe_gemma3(config: Any) -> DecoderSpec:
     """The spec of a `Gemma3TextConfig`: norms on queries and keys; a rotation of their own for layers with a window."""
-    module = Gemma3RotaryEmbedding(config)
-    kinds = {layer_type: rotary for rotary, layer_type in enumerate(module.layer_types)}
+    kinds = {layer_type: rotary for rotary, layer_type in enumerate(sorted(set(config.layer_types)))}
     return describe_gated(
         config,
-        tuple(rotary_of(module, layer_type) for layer_type in kinds),
+        tuple(rotary_of(config, layer_type) for layer_type in kinds),
         names=replace(NAMES, prefixes=_PREFIXES, norms=_SANDWICH_NORMS | HEAD_NORMS),
         layers=tuple(
             replace(kind, rotary=kinds[layer_type])

@@ -3,13 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
-from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
-
 from llmpq.families import linear_names
+from stage_server.families.rotary import rotary_of
 from stage_server.families.spec import DecoderSpec, LayerKind, NormKind, RotarySpec, TensorNames, dimensions
 
 NAMES = TensorNames(
@@ -26,31 +21,31 @@ HEAD_NORMS = {"query": "self_attn.q_norm", "key": "self_attn.k_norm"}
 
 def describe_llama(config: Any) -> DecoderSpec:
     """The spec of a `LlamaConfig`."""
-    return describe_gated(config, (rotary_of(LlamaRotaryEmbedding(config)),))
+    return describe_gated(config, (rotary_of(config),))
 
 
 def describe_mistral(config: Any) -> DecoderSpec:
     """The spec of a `MistralConfig`: a sliding window in every layer, or in none."""
-    rotaries = (rotary_of(MistralRotaryEmbedding(config)),)
+    rotaries = (rotary_of(config),)
     return describe_gated(config, rotaries, layers=_windowed_everywhere(config))
 
 
 def describe_qwen2(config: Any) -> DecoderSpec:
     """The spec of a `Qwen2Config`: queries, keys and values have biases; the last layers may have sliding windows."""
-    rotaries = (rotary_of(Qwen2RotaryEmbedding(config)),)
+    rotaries = (rotary_of(config),)
     return describe_gated(config, rotaries, layers=windowed_by_type(config))
 
 
 def describe_qwen3(config: Any) -> DecoderSpec:
     """The spec of a `Qwen3Config`: norms on queries and keys; the last layers may have sliding windows."""
-    rotaries = (rotary_of(Qwen3RotaryEmbedding(config)),)
+    rotaries = (rotary_of(config),)
     names = replace(NAMES, norms={**NAMES.norms, **HEAD_NORMS})
     return describe_gated(config, rotaries, names=names, layers=windowed_by_type(config))
 
 
 def describe_phi3(config: Any) -> DecoderSpec:
     """The spec of a `Phi3Config`: fused projections, a sliding window, heads that may be rotated in part."""
-    rotaries = (rotary_of(Phi3RotaryEmbedding(config)),)
+    rotaries = (rotary_of(config, is_partial=True),)
     names = replace(NAMES, linears=linear_names("phi3").by_role)
     return describe_gated(config, rotaries, names=names, layers=_windowed_everywhere(config))
 
@@ -65,18 +60,6 @@ def describe_gated(config: Any, rotaries: tuple[RotarySpec, ...], **differences:
         "layers": (LayerKind(rotary=0),) * config.num_hidden_layers,
     }
     return DecoderSpec(**(dimensions(config) | llama | differences), rotaries=rotaries)
-
-
-def rotary_of(module: Any, layer_type: str = "") -> RotarySpec:
-    """What a family's module in transformers computes, scaled variants included.
-
-    Args:
-        module: The rotary embedding.
-        layer_type: Which of its rotations, where layers have different ones.
-    """
-    prefix = f"{layer_type}_" if layer_type else ""
-    frequencies, scale = getattr(module, f"{prefix}inv_freq"), getattr(module, f"{prefix}attention_scaling")
-    return RotarySpec(frequencies.float(), float(scale))
 
 
 def windowed_by_type(config: Any) -> tuple[LayerKind, ...]:
