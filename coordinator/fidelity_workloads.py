@@ -12,7 +12,7 @@ _MAX_SEQUENCES = 32
 #: Prompts of the shortest workloads.
 _MIN_PROMPT_TOKENS = 12
 #: Share of the model's layers that a slice has: about what a stage has.
-_SLICE_SHARES = (0.2, 0.7)
+_SLICE_SHARES = (0.3, 0.7)
 
 
 @dataclass(frozen=True)

@@ -82,10 +82,8 @@ class CostModel:
         return self._predict(device_id, scheme, phase, load)
 
     def outside_s(self, device_id: str, load: Load, *, is_first: bool, is_last: bool) -> float:
-        """Seconds outside the layers: embedding on the first stage, norm, head and sampling on the last."""
-        latency = self.latencies[device_id]
-        embedding = latency.embedding_.predict(load) if is_first else 0.0
-        return embedding + (latency.head_.predict(load) if is_last else 0.0)
+        """Seconds outside the layers: the frame; embedding on the first stage; norm, head and sampling on the last."""
+        return self.latencies[device_id].outside_s(load, is_first=is_first, is_last=is_last)
 
     def link_s(self, sender_id: str | None, receiver_id: str, load: Load) -> float:
         """Seconds to hand a micro-batch to a stage: latency + bytes / bandwidth.

@@ -1,42 +1,41 @@
-"""Measures how long one decoder layer, the embedding and the head take on this device, in both phases."""
+"""Measures how long one decoder layer, the embedding, the head and a frame take on this device, in both phases."""
 
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from statistics import median
 
 import torch
 
 from llmpq.device import LatencyPoint, ModelPart, Phase
+from llmpq.frames import Frame
 from llmpq.plan import LayerPrecision
 from stage_server.device import ComputeDevice
-from stage_server.kv_cache import KvCache
+from stage_server.ends import Head
+from stage_server.layer_stack import STACK_BYTES, LayerStack
 from stage_server.layout import BatchLayout
 from stage_server.loader import ModelLoader
 from stage_server.positions import PositionEncoding
+from stage_server.profile_grid import FRAME_ROWS, HEAD_SEQUENCES, LayerGrid, Size
+from stage_server.sampling import sample
+from stage_server.tensors import payload_of, tensor_of
 
-#: (sequences, prompt tokens) of the prefill points. Small, because they are measured before the first batch can start;
-#: spread over both axes, because attention grows with the square of the second.
-PREFILL_GRID = ((1, 16), (1, 64), (1, 256), (1, 512), (4, 64), (4, 128))
-#: (sequences, cached tokens) of the decode points.
-DECODE_GRID = ((1, 64), (1, 512), (4, 128), (8, 64), (8, 512), (16, 192), (32, 96))
-#: Sequences at which the head is measured; rows at which the embedding is.
-HEAD_GRID = (1, 4, 16)
-EMBEDDING_GRID = (1, 64, 512)
-
-#: A point is the median of this many runs, of more while they are short.
-_MIN_RUNS, _MAX_RUNS = 3, 7
-_ENOUGH_S = 0.1
-#: More than fits into the last cache of common CPUs; see LayerProfiler.
-_MAX_EVICTION_BYTES = 64 * 2**20
+#: All points are measured this often, seconds apart: other work on the host adds to some, and the shortest time counts.
+_NUM_PASSES = 2
+#: In a pass, a point is the shortest of this many runs, of more while they are short.
+_MIN_RUNS, _MAX_RUNS = 2, 7
+_ENOUGH_S = 0.04
+#: A run goes through as many layers of the stack as fit into this time.
+_RUN_S = 0.01
 
 
 class LayerProfiler:
     """Profiles one model on one device.
 
-    Before each run of a layer as many bytes are touched as the model's other layers take. A stage that decodes runs
-    them all before it comes back to this one, whose weights then come from memory; a layer that is run again and again
-    would find them in the cache, and seem twice as fast as it will be.
+    Args:
+        loader: Of the model.
+        device: The device.
+        schemes: To measure.
+        group_size: Of schemes with groups.
     """
 
     def __init__(self, loader: ModelLoader, device: ComputeDevice, schemes: tuple[str, ...], group_size: int) -> None:
@@ -44,104 +43,109 @@ class LayerProfiler:
         self._device = device
         self._schemes = schemes
         self._group_size = group_size
-        self._others = torch.empty(0)
-        longest = loader.spec.max_positions - 1
-        self._prefill = tuple((sequences, tokens) for sequences, tokens in PREFILL_GRID if tokens <= longest)
-        self._decode = tuple((sequences, past) for sequences, past in DECODE_GRID if past < longest)
+        spec = loader.spec
+        self._encoding = PositionEncoding(spec, device.torch_device, device.compute_dtype)
+        bytes_per_token = 2 * spec.num_kv_heads * spec.head_dim * device.compute_dtype.itemsize
+        self._grid = LayerGrid.of(spec.max_positions, bytes_per_token, STACK_BYTES)
 
     @property
     def num_points(self) -> int:
         """Points that `points` will yield."""
-        per_scheme = len(self._prefill) + len(self._decode)
-        return len(self._schemes) * per_scheme + len(HEAD_GRID) + len(EMBEDDING_GRID)
+        ends = 2 * len(FRAME_ROWS) + len(HEAD_SEQUENCES)
+        return _NUM_PASSES * (len(self._schemes) * len(self._grid.sizes) + len(self._grid.contexts) + ends)
 
     def points(self) -> Iterator[LatencyPoint]:
-        """Measures point after point; each is the median of several runs after a warm-up."""
+        """Measures point after point, and each again in a later pass."""
+        for _ in range(_NUM_PASSES):
+            yield from self._pass()
+
+    def _pass(self) -> Iterator[LatencyPoint]:
+        """Measures every point once."""
+        yield from self._frame_points()
         yield from self._embedding_and_head_points()
         source = self._loader.source.layer(0).as_floats()  # latencies do not depend on the weights
-        for scheme in self._schemes:
-            layer = self._loader.build_layer(source, LayerPrecision(scheme, self._group_size))
-            self._others = self._stand_in(layer.memory_bytes * (self._loader.spec.num_layers - 1))
-            for num_sequences, num_tokens in self._prefill:
-                run = self._layer_run(layer.forward, num_sequences, num_tokens, past=0)
-                yield _point(ModelPart.LAYER, scheme, Phase.PREFILL, (num_sequences, num_tokens, 0), self._time(run))
-            for num_sequences, past in self._decode:
-                run = self._layer_run(layer.forward, num_sequences, 1, past=past)
-                yield _point(ModelPart.LAYER, scheme, Phase.DECODE, (num_sequences, 1, past), self._time(run))
+        for number, scheme in enumerate(self._schemes):
+            build = partial(self._loader.build_layer, source, LayerPrecision(scheme, self._group_size))
+            stack = LayerStack(build, self._loader.spec, self._device)
+            for size in self._grid.sizes + (self._grid.contexts if number == 0 else ()):
+                yield self._layer_point(stack, scheme, size)
+
+    def _layer_point(self, stack: LayerStack, scheme: str, size: Size) -> LatencyPoint:
+        num_sequences, num_tokens, past = size
+        layout = stack.layout(*size)
+        hidden, cache = self._hidden(layout.num_rows), stack.caches(num_sequences, past + num_tokens)
+        positions = self._encoding.at(layout)
+
+        def run(num_layers: int) -> int:
+            return self._timed(lambda: stack.run(num_layers, hidden, positions, cache))
+
+        run(1)
+        num_layers = min(max(round(_RUN_S * 1e9 / run(1)), 1), len(stack.layers))
+        phase = Phase.DECODE if num_tokens == 1 and past else Phase.PREFILL
+        duration_ns = round(_shortest_of(lambda: run(num_layers)) / num_layers)
+        return LatencyPoint(ModelPart.LAYER, scheme, phase, *size, duration_ns)
+
+    def _frame_points(self) -> Iterator[LatencyPoint]:
+        for rows in FRAME_ROWS:
+            yield self._point(ModelPart.FRAME, Phase.PREFILL, rows, partial(self._pass_on, self._hidden(rows)))
+
+    def _pass_on(self, hidden: torch.Tensor) -> None:
+        """What a stage does for a frame of (rows, hidden) besides running the model."""
+        rows = len(hidden)
+        data_type, dimensions, payload = payload_of(hidden)
+        frame = Frame("", 0, Phase.PREFILL, [0], [0], [rows], data_type, dimensions, payload)
+        positions = self._encoding.at(BatchLayout((0,), (0,), (rows,), self._device.torch_device))
+        for rotary in range(len(self._loader.spec.rotaries)):
+            positions.rotation(rotary)
+        tensor_of(frame, self._device.torch_device)
 
     def _embedding_and_head_points(self) -> Iterator[LatencyPoint]:
         spec = self._loader.spec
         embedding = self._loader.load_embedding()
-        for rows in EMBEDDING_GRID:
-            layout = self._layout(rows, 1, past=0)
+        for rows in FRAME_ROWS:
+            layout = BatchLayout((0,), (0,), (rows,), self._device.torch_device)
             token_ids = torch.arange(rows, device=self._device.torch_device) % spec.vocab_size
-            duration = self._time(partial(embedding.forward, token_ids, layout))
-            yield _point(ModelPart.EMBEDDING, "", Phase.PREFILL, (rows, 1, 0), duration)
+            yield self._point(ModelPart.EMBEDDING, Phase.PREFILL, rows, partial(embedding.forward, token_ids, layout))
         head = self._loader.load_head(embedding if spec.is_tied else None)
-        for rows in HEAD_GRID:
-            hidden = self._hidden(rows)
-            duration = self._time(partial(head.logits, hidden))
-            yield _point(ModelPart.HEAD, "", Phase.DECODE, (rows, 1, 0), duration)
+        for rows in HEAD_SEQUENCES:
+            draw = partial(_draw_greedily, head, self._hidden(rows))
+            yield self._point(ModelPart.HEAD, Phase.DECODE, rows, draw)
 
-    def _layer_run(
-        self,
-        forward: Callable[..., torch.Tensor],
-        num_sequences: int,
-        num_tokens: int,
-        *,
-        past: int,
-    ) -> Callable[[], object]:
-        spec = self._loader.spec
-        cache = KvCache(
-            num_layers=1,
-            num_slots=num_sequences,
-            num_kv_heads=spec.num_kv_heads,
-            max_tokens=past + num_tokens,
-            head_dim=spec.head_dim,
-            dtype=self._device.compute_dtype,
-            device=self._device.torch_device,
-        )
-        layout = self._layout(num_sequences, num_tokens, past=past)
-        hidden = self._hidden(layout.num_rows)
-        encoding = PositionEncoding(spec, self._device.torch_device, self._device.compute_dtype)
-        return partial(forward, hidden, encoding.at(layout), cache.layers[0])
+    def _point(self, part: ModelPart, phase: Phase, rows: int, run: Callable[[], object]) -> LatencyPoint:
+        run()
+        others = torch.zeros(STACK_BYTES // 4, device=self._device.torch_device)
 
-    def _layout(self, num_sequences: int, num_tokens: int, *, past: int) -> BatchLayout:
-        return BatchLayout(
-            slots=tuple(range(num_sequences)),
-            starts=(past,) * num_sequences,
-            counts=(num_tokens,) * num_sequences,
-            device=self._device.torch_device,
-        )
+        def measure() -> int:
+            others.add_(1)  # between two frames a stage runs layers, which leave nothing of this part in the caches
+            return self._timed(run)
+
+        return LatencyPoint(part, "", phase, rows, 1, 0, max(_shortest_of(measure), 1))
 
     def _hidden(self, rows: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(rows)
         hidden = torch.randn(rows, self._loader.spec.hidden_size, generator=generator)
         return hidden.to(self._device.torch_device, self._device.compute_dtype)
 
-    def _time(self, run: Callable[[], object]) -> int:
-        """Median nanoseconds of a run, the warm-up not counted."""
+    def _timed(self, run: Callable[[], object]) -> int:
+        """Nanoseconds of one run."""
+        self._synchronize()
+        started_ns = time.perf_counter_ns()
         run()
-        durations: list[int] = []
-        while len(durations) < _MIN_RUNS or (len(durations) < _MAX_RUNS and sum(durations) < _ENOUGH_S * 1e9):
-            self._others.add_(1)
-            self._synchronize()
-            started_ns = time.perf_counter_ns()
-            run()
-            self._synchronize()
-            durations.append(time.perf_counter_ns() - started_ns)
-        return round(median(durations))
-
-    def _stand_in(self, num_bytes: int) -> torch.Tensor:
-        """Memory to touch in place of so many bytes of weights."""
-        num_bytes = min(num_bytes, _MAX_EVICTION_BYTES)
-        return torch.zeros(num_bytes // 4, device=self._device.torch_device)
+        self._synchronize()
+        return time.perf_counter_ns() - started_ns
 
     def _synchronize(self) -> None:
         if self._device.torch_device.type == "cuda":
             torch.cuda.synchronize(self._device.torch_device)
 
 
-def _point(part: ModelPart, scheme: str, phase: Phase, size: tuple[int, int, int], duration_ns: int) -> LatencyPoint:
-    num_sequences, num_tokens, past_tokens = size
-    return LatencyPoint(part, scheme, phase, num_sequences, num_tokens, past_tokens, duration_ns)
+def _draw_greedily(head: Head, hidden: torch.Tensor) -> torch.Tensor:
+    return sample(head.logits(hidden), (), ())
+
+
+def _shortest_of(measure: Callable[[], int]) -> int:
+    """The fewest nanoseconds of several measurements."""
+    durations: list[int] = []
+    while len(durations) < _MIN_RUNS or (len(durations) < _MAX_RUNS and sum(durations) < _ENOUGH_S * 1e9):
+        durations.append(measure())
+    return min(durations)

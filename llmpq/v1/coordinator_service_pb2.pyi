@@ -1244,11 +1244,11 @@ class FidelityResult(_message.Message):
     predicted_prefill_ms: _builtins.float
     """Predicted time of a prefill micro-batch."""
     measured_prefill_ms: _builtins.float
-    """Measured median of several."""
+    """Measured lower quartile of several."""
     predicted_decode_ms: _builtins.float
     """Predicted time of a decode micro-batch."""
     measured_decode_ms: _builtins.float
-    """Measured median of several."""
+    """Measured lower quartile of several."""
     predicted_bytes: _builtins.int
     """Predicted memory of the process: its runtime and all of the plan's."""
     measured_bytes: _builtins.int

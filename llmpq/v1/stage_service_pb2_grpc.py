@@ -86,8 +86,8 @@ class StageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ProfileLayers(self, request, context):
-        """Measures one decoder layer per scheme in both phases, the embedding and the head. Streams each point as it is
-        measured.
+        """Measures one decoder layer per scheme in both phases, the embedding, the head and what a frame costs besides. Streams
+        each point as it is measured; one that is measured again comes again, and the shorter time counts.
 
         Errors:
         - NOT_FOUND: no such model on this host or on the Hub. UNAVAILABLE: it may be on the Hub, which does not answer.

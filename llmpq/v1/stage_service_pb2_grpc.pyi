@@ -21,8 +21,8 @@ class StageServiceStub:
     DescribeDevice: _aio.UnaryUnaryMultiCallable[_stage_service_pb2.DescribeDeviceRequest, _stage_service_pb2.DescribeDeviceResponse]
     """Says what the device is. Never touches the accelerator; safe as a probe."""
     ProfileLayers: _aio.UnaryStreamMultiCallable[_stage_service_pb2.ProfileLayersRequest, _stage_service_pb2.ProfileLayersResponse]
-    """Measures one decoder layer per scheme in both phases, the embedding and the head. Streams each point as it is
-    measured.
+    """Measures one decoder layer per scheme in both phases, the embedding, the head and what a frame costs besides. Streams
+    each point as it is measured; one that is measured again comes again, and the shorter time counts.
 
     Errors:
     - NOT_FOUND: no such model on this host or on the Hub. UNAVAILABLE: it may be on the Hub, which does not answer.
@@ -82,8 +82,8 @@ class StageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _stage_service_pb2.ProfileLayersRequest,
         context: _aio.ServicerContext[_stage_service_pb2.ProfileLayersRequest, _abc.AsyncIterator[_stage_service_pb2.ProfileLayersResponse]],
     ) -> _abc.AsyncIterator[_stage_service_pb2.ProfileLayersResponse]:
-        """Measures one decoder layer per scheme in both phases, the embedding and the head. Streams each point as it is
-        measured.
+        """Measures one decoder layer per scheme in both phases, the embedding, the head and what a frame costs besides. Streams
+        each point as it is measured; one that is measured again comes again, and the shorter time counts.
 
         Errors:
         - NOT_FOUND: no such model on this host or on the Hub. UNAVAILABLE: it may be on the Hub, which does not answer.

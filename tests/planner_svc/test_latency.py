@@ -6,7 +6,7 @@ import pytest
 
 from llmpq.device import ModelPart, Phase
 from llmpq.errors import InvalidInputError
-from planner_svc.latency import DeviceLatency, LatencyModel, decode_features
+from planner_svc.latency import DeviceLatency, LatencyModel, decode_attention
 from planner_svc.workload import Load
 from tests.planner_svc.devices import affine_law, device
 
@@ -25,20 +25,20 @@ def test_recovers_a_law_on_unseen_points(phase: Phase, sequences: int, past: int
 def test_follows_a_cpu_that_gains_from_its_first_rows() -> None:
     """Matrix products of few rows on CPUs rise like a root first; measured ones are met to 15 %."""
     milliseconds = {1: 1.6, 8: 5.2, 32: 9.0}
-    model = LatencyModel(decode_features).fit([Load.of(b, 1, 0) for b in milliseconds], list(milliseconds.values()))
+    model = LatencyModel(decode_attention).fit([Load.of(b, 1, 0) for b in milliseconds], list(milliseconds.values()))
     for b, expected in milliseconds.items():
         assert model.predict(Load.of(b, 1, 0)) == pytest.approx(expected, rel=0.15)
 
 
 def test_never_predicts_negative_times() -> None:
     """Points that fall with the batch, as noise makes them, still give no negative time or coefficient."""
-    model = LatencyModel(decode_features).fit([Load.of(b, 1, 64) for b in (4, 8, 16)], [3.0, 2.0, 1.0])
+    model = LatencyModel(decode_attention).fit([Load.of(b, 1, 64) for b in (4, 8, 16)], [3.0, 2.0, 1.0])
     assert (model.coefficients_ >= 0).all()
     assert model.predict(Load.of(0.5, 1, 0)) >= 0
     assert model.predict(Load.of(100, 1, 4000)) > 0
 
 
-@pytest.mark.parametrize("part", list(ModelPart))
+@pytest.mark.parametrize("part", [ModelPart.LAYER, ModelPart.EMBEDDING, ModelPart.HEAD])
 def test_missing_points_name_the_device(part: ModelPart) -> None:
     """A device without points for a part cannot be planned for, and the error names device, field and part."""
     profile = device("dev-7", affine_law())

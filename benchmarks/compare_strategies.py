@@ -1,0 +1,204 @@
+"""Tokens per second and perplexity of plans by every strategy, measured on two unlike CPU stages of this machine.
+
+    python benchmarks/compare_strategies.py rate -o build/compare.json    # what quantizing costs; once, takes minutes
+    python benchmarks/compare_strategies.py run -o build/compare.json     # on an idle machine; until all is there
+    python benchmarks/compare_strategies.py perplexity -o build/compare.json
+    python benchmarks/compare_strategies.py table -o build/compare.json
+
+`run` stops after --seconds and goes on where it stopped. All strategies have the same stages, one core each, with
+memory budgets that rule out 16 bits everywhere, and the same prompts; llm-pq may lose no more quality (sum of omega)
+than uniform does. The figures hold for this machine: carry the ratios away.
+"""
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from llmpq import Client, PlanOptions
+from llmpq.cluster_file import ClusterSpec, StageSpec
+from llmpq.local_mesh import local_mesh
+from llmpq.model import read_shape
+from llmpq.plan import LengthBucket
+
+ROOT = Path(__file__).parent.parent
+#: CPU classes of the two stages.
+CLUSTERS = {"avx512+sse4": ("avx512", "sse4"), "avx512+avx2": ("avx512", "avx2")}
+#: Requests, prompt tokens, new tokens.
+WORKLOADS = {"prompt-heavy": (16, 160, 8), "balanced": (16, 96, 40), "generation-heavy": (16, 24, 96)}
+STRATEGIES = ("uniform", "llm-pq", "pipeedge", "het", "adabits")
+#: Whose mean llm-pq is compared with, as in the paper.
+REFERENCES = ("uniform", "pipeedge")
+NUM_RUNS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One strategy on one cluster and workload."""
+
+    cluster: str
+    workload: str
+    strategy: str
+
+    @property
+    def key(self) -> str:
+        """Its name in the JSON file."""
+        return f"{self.cluster} {self.workload} {self.strategy}"
+
+
+def main() -> None:
+    """Runs one of the four steps."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("rate", "run", "perplexity", "table"))
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--model", default=str(ROOT / "build/models/SmolLM2-135M-Instruct.Q4_1.gguf"))
+    parser.add_argument("--budget-mb", type=int, default=150, help="memory of each stage")
+    parser.add_argument("--seconds", type=float, default=200, help="`run` begins nothing new after this time")
+    parser.add_argument("--tokens", type=int, default=4096, help="of WikiText-2, for perplexity")
+    settings = parser.parse_args()
+    document = json.loads(settings.output.read_text()) if settings.output.exists() else {"cases": {}, "perplexity": {}}
+    steps = {"rate": _rate, "run": _run, "perplexity": _perplexities, "table": _table}
+    steps[settings.step](settings, document)
+
+
+def _rate(settings: argparse.Namespace, document: dict[str, Any]) -> None:  # noqa: ARG001 as the others
+    async def rate() -> None:
+        async with local_mesh(_cluster("avx512+avx2", settings)) as address, Client(address) as client:
+            await client.rate_layers(settings.model, on_status=lambda said: print(said, flush=True))
+
+    asyncio.run(rate())
+
+
+def _run(settings: argparse.Namespace, document: dict[str, Any]) -> None:
+    deadline = time.monotonic() + settings.seconds
+    for cluster in CLUSTERS:
+        missing = [
+            case
+            for case in (Case(cluster, *rest) for rest in product(WORKLOADS, STRATEGIES))
+            if case.key not in document["cases"]
+        ]
+        if missing and time.monotonic() < deadline:
+            asyncio.run(_run_cluster(cluster, missing, deadline, settings, document))
+
+
+async def _run_cluster(
+    cluster: str, cases: list[Case], deadline: float, settings: argparse.Namespace, document: dict[str, Any]
+) -> None:
+    async with local_mesh(_cluster(cluster, settings)) as address, Client(address) as client:
+        await client.profile_devices(settings.model)
+        for case in cases:
+            if time.monotonic() > deadline:
+                return
+            document["cases"][case.key] = await _measure(client, case, settings)
+            settings.output.write_text(json.dumps(document, indent=1))
+            print(case.key, document["cases"][case.key]["tokens_per_s"], flush=True)
+
+
+async def _measure(client: Client, case: Case, settings: argparse.Namespace) -> dict[str, Any]:
+    requests, prompt_tokens, new_tokens = WORKLOADS[case.workload]
+    budget = None
+    if case.strategy == "llm-pq":
+        bucket = LengthBucket(prompt_tokens, new_tokens, requests)
+        (uniform,) = await client.preview_plan(settings.model, [bucket], strategies=["uniform"])
+        budget = uniform.plan.estimate.quality_loss if uniform.plan else None
+    options = PlanOptions(strategy=case.strategy, quality_budget=budget)
+    vocabulary = read_shape(settings.model).vocab_size
+    lines = [
+        {
+            "custom_id": str(row),
+            "method": "POST",
+            "url": "/v1/completions",
+            "body": {"prompt": _prompt(row, prompt_tokens, vocabulary), "max_tokens": new_tokens, "temperature": 0},
+        }
+        for row in range(requests)
+    ]
+    batches = []
+    for _ in range(NUM_RUNS):  # one after another, so that stages keep their weights
+        batch = await client.submit(lines, model=settings.model, plan_options=options, ignore_stop=True)
+        async for latest in client.watch(batch.batch_id):
+            batch = latest
+        if batch.plan is None or batch.requests_completed != requests:
+            return {"error": batch.status_message, "tokens_per_s": None}
+        batches.append(batch)
+        plan = batch.plan
+    return {
+        "wall_s": [batch.running_s for batch in batches],
+        "tokens_per_s": requests * new_tokens / median(batch.running_s for batch in batches),
+        "predicted_s": [batch.plan.estimate.total_s for batch in batches if batch.plan],
+        "quality_loss": plan.estimate.quality_loss,
+        "stages": [[stage.device_id, len(stage.layers)] for stage in plan.stages],
+        "schemes": [layer.scheme for stage in plan.stages for layer in stage.layers],
+        "micro_batches": [plan.prefill_micro_batch, plan.decode_micro_batch, plan.num_lanes],
+    }
+
+
+def _perplexities(settings: argparse.Namespace, document: dict[str, Any]) -> None:
+    for case in document["cases"].values():
+        precisions = ",".join(case.get("schemes", ()))
+        if precisions and precisions not in document["perplexity"]:
+            command = [sys.executable, "-m", "llmpq.cli", "eval", "ppl", "--model", settings.model, "--json"]
+            command += ["--text", str(ROOT / "tests/data/wikitext/wiki.test.head.raw"), "--window", "1024"]
+            command += ["--tokens", str(settings.tokens), "--precisions", precisions]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 our own command
+            document["perplexity"][precisions] = json.loads(done.stdout)["perplexity"]
+            settings.output.write_text(json.dumps(document, indent=1))
+            print(document["perplexity"][precisions], precisions, flush=True)
+
+
+def _table(settings: argparse.Namespace, document: dict[str, Any]) -> None:  # noqa: ARG001 as the others
+    print(
+        "| cluster | workload | strategy | tokens/s | predicted/measured | perplexity | stages | layers | eta, xi, mu |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for case in _cases(document):
+        found = document["cases"][case.key]
+        if "schemes" not in found:
+            print(f"| {case.cluster} | {case.workload} | {case.strategy} | no plan |  |  |  |  |  |")
+            continue
+        perplexity = document["perplexity"].get(",".join(found["schemes"]), float("nan"))
+        counts = " ".join(f"{scheme} x{found['schemes'].count(scheme)}" for scheme in dict.fromkeys(found["schemes"]))
+        ratio = median(found["predicted_s"]) / median(found["wall_s"])
+        stages = ", ".join(f"{device} {layers}" for device, layers in found["stages"])
+        sizes = ", ".join(map(str, found["micro_batches"]))
+        print(
+            f"| {case.cluster} | {case.workload} | {case.strategy} | {found['tokens_per_s']:.1f} | {ratio:.2f} "
+            f"| {perplexity:.2f} | {stages} | {counts} | {sizes} |"
+        )
+    for cluster, workload in product(CLUSTERS, WORKLOADS):
+        speeds = {
+            strategy: document["cases"].get(Case(cluster, workload, strategy).key, {}).get("tokens_per_s")
+            for strategy in STRATEGIES
+        }
+        if speeds["llm-pq"] and all(speeds[name] for name in REFERENCES):
+            ratio = speeds["llm-pq"] / mean(speeds[name] for name in REFERENCES)
+            print(f"\n{cluster}, {workload}: llm-pq is {ratio:.2f} times the mean of {' and '.join(REFERENCES)}.")
+
+
+def _cases(document: dict[str, Any]) -> Iterator[Case]:
+    every = (Case(*parts) for parts in product(CLUSTERS, WORKLOADS, STRATEGIES))
+    return (case for case in every if case.key in document["cases"])
+
+
+def _cluster(name: str, settings: argparse.Namespace) -> ClusterSpec:
+    stages = tuple(
+        StageSpec(cpu_class, cpu_class=cpu_class, cores=(core,), memory_budget_bytes=settings.budget_mb * 10**6)
+        for core, cpu_class in enumerate(CLUSTERS[name])
+    )
+    return ClusterSpec(stages, state=settings.output.with_suffix(".state").resolve())
+
+
+def _prompt(row: int, length: int, vocabulary: int) -> list[int]:
+    """Token ids that any model has, different in every prompt."""
+    return [(7919 * (row * length + at) + 31) % (vocabulary - 300) + 300 for at in range(length)]
+
+
+if __name__ == "__main__":
+    main()
