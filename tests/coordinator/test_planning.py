@@ -178,9 +178,9 @@ async def test_a_preview_needs_devices_and_a_model(bench: Bench) -> None:
 
 
 def test_calibration_text_ships_with_the_package(opt_bytes: str) -> None:
-    """There are 128 samples of the same number of tokens, and the file says where they come from."""
+    """There are 96 samples of the same number of tokens, and the file says where they come from."""
     samples = calibration_samples(opt_bytes)
     header = (Path(__file__).parents[2] / "llmpq" / "calibration.jsonl").read_text().splitlines()[0]
 
-    assert [len(sample) for sample in samples] == [MAX_SAMPLE_TOKENS] * 128
+    assert [len(sample) for sample in samples] == [MAX_SAMPLE_TOKENS] * 96
     assert "ODC-BY" in header
