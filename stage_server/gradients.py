@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from quantizer.gemm import linear
 from quantizer.quantized_linear import QuantizedLinear
 from stage_server.ends import Head
 from stage_server.logit_rows import logit_rows
@@ -26,7 +27,7 @@ class DifferentiableLinear(QuantizedLinear):
     def __init__(self, inner: QuantizedLinear, on_gradient: OnGradient | None = None) -> None:
         super().__init__(torch.Size((inner.out_features, inner.in_features)), inner.bias)
         self._inner = inner
-        self._weight: torch.Tensor | None = None
+        self._transposed: torch.Tensor | None = None
         self.on_gradient = on_gradient
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -39,9 +40,9 @@ class DifferentiableLinear(QuantizedLinear):
 
     def back(self, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient by the input (rows, in), of that by the output (rows, out)."""
-        if self._weight is None:
-            self._weight = self._inner.dequantized().to(gradient.dtype)
-        return gradient @ self._weight
+        if self._transposed is None:
+            self._transposed = self._inner.dequantized().to(gradient.dtype).T.contiguous()
+        return linear(gradient, self._transposed, None)
 
     def dequantized(self) -> torch.Tensor:
         """See QuantizedLinear."""
