@@ -65,6 +65,12 @@ class StrategyResult:
         found = self.plan or self.offload
         return found.estimate if found else None
 
+    @property
+    def throughput_tokens_per_s(self) -> float:
+        """Of the simulation, or where the batch is too long for one, of the closed formulas; 0 without a plan."""
+        found = self.simulation or self.estimate
+        return found.throughput_tokens_per_s if found else 0.0
+
 
 @dataclass(frozen=True)
 class StageExplanation:
@@ -94,7 +100,7 @@ class Explanation:
     """Mirror of the message `ExplainPlanResponse`; see there for each field."""
 
     plan: Plan
-    simulation: Simulation
+    simulation: Simulation | None
     stages: tuple[StageExplanation, ...]
     summary: str
     counterfactuals: tuple[Counterfactual, ...] = ()
@@ -105,4 +111,9 @@ class TradePoint:
     """Mirror of the message `TradePoint`."""
 
     plan: Plan
-    simulation: Simulation
+    simulation: Simulation | None = None
+
+    @property
+    def throughput_tokens_per_s(self) -> float:
+        """Of the simulation, or where the batch is too long for one, of the closed formulas."""
+        return (self.simulation or self.plan.estimate).throughput_tokens_per_s

@@ -4,7 +4,6 @@ from __future__ import annotations  # grpc's classes are generic for type checke
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from typing import Self
 
 from llmpq.comparison import Explanation, StrategyResult, TradePoint
@@ -46,9 +45,8 @@ class PlannerClient:
             NotFoundError: Something of that name is not in the catalog.
             InvalidInputError: A document has another form, or there is no work.
         """
-        set_fields = {name: value for name, value in asdict(scenario).items() if value is not None}
         with rpc_errors(self._peer):
-            response = await self._stub.ResolveScenario(_request(set_fields))
+            response = await self._stub.ResolveScenario(to_message(scenario, pb.ResolveScenarioRequest))
         return from_message(PlanningProblem, response.problem)
 
     async def compare(self, problem: PlanningProblem, strategies: Sequence[str] = ()) -> list[StrategyResult]:

@@ -1,6 +1,6 @@
 """A planning problem in names: what can be planned without a device and without weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmpq.model import ModelShape
 from llmpq.plan import LengthBucket, PlanOptions
@@ -19,4 +19,4 @@ class Scenario:
     workload: tuple[LengthBucket, ...] = ()
     lengths: str = ""
     num_requests: int = 0
-    options: PlanOptions = PlanOptions()
+    options: PlanOptions = field(default_factory=PlanOptions)

@@ -71,6 +71,31 @@ class AssignmentProblem:
         """(layers, schemes): whether the layer may have the scheme."""
         return np.isfinite(self.omega)
 
+    @property
+    def has_like_layers(self) -> bool:
+        """Whether all layers cost the same in quality at every scheme, so that their order does not matter."""
+        return bool((self.omega == self.omega[0]).all())
+
+    @property
+    def signature(self) -> bytes:
+        """What all but the order of layers depends on: equal for orders of devices that only differ inside."""
+        stages = np.column_stack(
+            (
+                self.layer_prefill_s,
+                self.layer_decode_s,
+                self.layer_bytes,
+                self.outside_prefill_s,
+                self.outside_decode_s,
+                self.capacity_bytes,
+            )
+        )
+        links = [
+            total for link_s in (self.link_prefill_s, self.link_decode_s) for total in (link_s.sum(), link_s.max())
+        ]
+        schedule = self.schedule
+        whole = np.array([schedule.num_frames, schedule.num_lanes, schedule.num_rounds, *links])
+        return bytes(stages[np.lexsort(stages.T)].tobytes() + whole.tobytes())
+
     def objectives_s(self, counts: Floats, losses: Floats) -> Floats:
         """(many) time + theta * loss of many assignments at once; infinite where memory, devices or budget forbid one.
 

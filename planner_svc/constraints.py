@@ -9,6 +9,8 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 
+from planner_svc.program_data import ProgramData
+
 
 class Variables:
     """The decisions.
@@ -25,11 +27,11 @@ class Variables:
         objective: What is minimized.
     """
 
-    def __init__(self, num_layers: int, num_stages: int, num_schemes: int, *, is_relaxed: bool) -> None:
+    def __init__(self, num_layers: int, num_stages: int, num_schemes: int) -> None:
         columns = num_stages * num_schemes
         self.choice = cp.Variable((num_layers, columns), nonneg=True)
-        self.count = cp.Variable(columns, integer=not is_relaxed)
-        self.passed = _binary((num_layers, num_stages - 1), is_relaxed=is_relaxed) if num_stages > 1 else None
+        self.count = cp.Variable(columns, integer=True)
+        self.passed = cp.Variable((num_layers, num_stages - 1), boolean=True) if num_stages > 1 else None
         self.prefill_s = cp.Variable(num_stages)
         self.decode_s = cp.Variable(num_stages)
         self.slowest_prefill_s = cp.Variable()
@@ -51,19 +53,7 @@ class Variables:
 
 
 class Parameters:
-    """The data of one candidate, scaled so that the objective is of the order of 1; see `milp.AssignmentModel`.
-
-    Attributes:
-        layer_prefill, layer_decode: (N*K) time of a layer.
-        outside_prefill, outside_decode: (N) time of embedding and head.
-        link_prefill, link_decode: (N) time of the link to the stage.
-        memory_share: (N*K) bytes of a layer with its KV cache, as a share of the stage's capacity.
-        max_count: (N*K) L, or 0 where the device cannot run the scheme.
-        prefill_weights: (2) of sum and slowest in the prefill time.
-        server_weights: (2) of sum and slowest in the decode time when the slowest server never waits.
-        latency_weights: (2) the same when no micro-batch waits.
-        theta: Objective per unit of loss.
-    """
+    """The data of one candidate, by the names that `ProgramData` gives them; see there."""
 
     def __init__(self, num_stages: int, num_schemes: int) -> None:
         columns = num_stages * num_schemes
@@ -79,6 +69,11 @@ class Parameters:
         self.server_weights = cp.Parameter(2)
         self.latency_weights = cp.Parameter(2)
         self.theta = cp.Parameter()
+
+    def load(self, data: ProgramData) -> None:
+        """Takes the data of a candidate."""
+        for name, parameter in vars(self).items():
+            parameter.value = getattr(data, name)
 
 
 def assign_each_layer(v: Variables) -> list[cp.Constraint]:
@@ -171,10 +166,6 @@ def sum_objective(v: Variables, p: Parameters) -> list[cp.Constraint]:
     """OBJECTIVE = T_sum + (P - 1) * T_max of prefill + D + THETA * Q, with P prefill frames."""
     prefill_end_s = p.prefill_weights @ cp.hstack([v.prefill_total_s, v.slowest_prefill_s])
     return [_named("objective", v.objective == prefill_end_s + v.decode_end_s + p.theta * v.loss)]
-
-
-def _binary(shape: tuple[int, int], *, is_relaxed: bool) -> cp.Variable:
-    return cp.Variable(shape, bounds=[0, 1]) if is_relaxed else cp.Variable(shape, boolean=True)
 
 
 def _named(name: str, constraint: Any) -> cp.Constraint:

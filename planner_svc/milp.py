@@ -14,10 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from planner_svc import constraints as rows
 from planner_svc.assignment import AssignmentProblem, Floats
 from planner_svc.constraints import Parameters, Variables
-
-#: HiGHS lets rows be violated by this much. Memory rows are shares of the capacity, so whoever states the capacity
-#: leaves this share of it free.
-TOLERANCE = 1e-6
+from planner_svc.program_data import TOLERANCE, ProgramData
 
 #: Columns of each stage's layers: for each stage, the scheme of each of its layers.
 Assignment = tuple[tuple[int, ...], ...]
@@ -30,10 +27,12 @@ class Solution:
     Attributes:
         assignment: For each stage, the scheme (by number) of each of its layers; None if none was found.
         bound_s: No assignment has a lower objective; infinite if there is none at all.
+        is_final: Whether a longer solve could not find more.
     """
 
     assignment: Assignment | None
     bound_s: float
+    is_final: bool = True
 
 
 class AssignmentModel:
@@ -41,13 +40,11 @@ class AssignmentModel:
 
     Args:
         like: A problem; its numbers of layers, stages and schemes, omega and budget are compiled in.
-        is_relaxed: Drop integrality: the solution's bound is then a lower bound, and there is no assignment.
     """
 
-    def __init__(self, like: AssignmentProblem, *, is_relaxed: bool = False) -> None:
+    def __init__(self, like: AssignmentProblem) -> None:
         self._omega = like.omega
-        self._is_relaxed = is_relaxed
-        self._v = v = Variables(like.num_layers, like.num_stages, like.num_schemes, is_relaxed=is_relaxed)
+        self._v = v = Variables(like.num_layers, like.num_stages, like.num_schemes)
         self._p = p = Parameters(like.num_stages, like.num_schemes)
         self._program = cp.Problem(
             cp.Minimize(v.objective),
@@ -83,60 +80,48 @@ class AssignmentModel:
             cutoff_s: Assignments that are not below it are of no interest.
             relative_gap: Stop when the bound is this close to the best assignment.
         """
-        unit_s = problem.time_bound_s() or 1.0
-        self._load(problem, unit_s)
+        data = ProgramData.of(problem)
+        self._p.load(data)
         # Not Problem.solve: it warns wherever a time limit ends the search, and hides the bound.
-        data, chain, inverse = self._program.get_problem_data(cp.HIGHS)
+        program, chain, inverse = self._program.get_problem_data(cp.HIGHS)
         options = {"time_limit": time_limit_s, "mip_rel_gap": relative_gap, "mip_feasibility_tolerance": TOLERANCE}
         if np.isfinite(cutoff_s):
-            options["objective_bound"] = cutoff_s / unit_s
-        raw = chain.solve_via_data(self._program, data, solver_opts=options)
+            options["objective_bound"] = cutoff_s / data.unit_s
+        raw = chain.solve_via_data(self._program, program, solver_opts=options)
         info = raw["info"]
         if raw["model_status"] == "kInfeasible":
             return Solution(None, cutoff_s)
-        if self._is_relaxed:
-            is_optimal = raw["model_status"] == "kOptimal"
-            return Solution(None, info.objective_function_value * unit_s if is_optimal else 0.0)
         # With a cutoff, HiGHS gives up whatever cannot be below it, so its bound holds up to the cutoff only.
-        bound_s = min(info.mip_dual_bound * unit_s, cutoff_s)
+        bound_s = min(info.mip_dual_bound * data.unit_s, cutoff_s)
+        is_final = raw["model_status"] != "kTimeLimit"
         if info.primal_solution_status == 0:
-            return Solution(None, bound_s)
+            return Solution(None, bound_s, is_final)
         values = chain.invert(raw, inverse).primal_vars
-        return Solution(self._decode(values), bound_s)
-
-    def _load(self, problem: AssignmentProblem, unit_s: float) -> None:
-        """Sets the parameters; times are those of all frames and rounds in units of `unit_s`, of the order of 1."""
-        p, schedule = self._p, problem.schedule
-        frames, lanes, rounds = schedule.num_frames, schedule.num_lanes, schedule.num_rounds
-        prefill_scale, decode_scale = frames / unit_s, lanes * rounds / unit_s
-        layer_prefill_s = np.where(problem.is_usable, problem.layer_prefill_s, 0.0)
-        layer_decode_s = np.where(problem.is_usable, problem.layer_decode_s, 0.0)
-        p.layer_prefill.value = layer_prefill_s.ravel() * prefill_scale
-        p.layer_decode.value = layer_decode_s.ravel() * decode_scale
-        p.outside_prefill.value = problem.outside_prefill_s * prefill_scale
-        p.outside_decode.value = problem.outside_decode_s * decode_scale
-        p.link_prefill.value = problem.link_prefill_s * prefill_scale
-        p.link_decode.value = problem.link_decode_s * decode_scale
-        p.memory_share.value = (problem.layer_bytes / problem.capacity_bytes[:, None]).ravel()
-        p.max_count.value = np.where(problem.is_usable, problem.num_layers, 0).ravel()
-        p.prefill_weights.value = np.array([1, frames - 1]) / frames
-        p.server_weights.value = np.array([1, lanes * rounds - 1]) / max(lanes * rounds, 1)
-        p.latency_weights.value = np.array([rounds, lanes - 1]) / max(lanes * rounds, 1)
-        p.theta.value = problem.theta_s / unit_s
+        return Solution(self._decode(values), bound_s, is_final)
 
     def _decode(self, values: dict[int, Floats]) -> Assignment:
-        """Reads cuts and counts, and solves the transportation problem that is left exactly."""
-        v, num_schemes = self._v, self._omega.shape[1]
-        counts = np.rint(values[v.count.id]).astype(int).reshape(-1, num_schemes)
-        cuts = np.concatenate(([0], counts.sum(axis=1).cumsum()))
-        return tuple(
-            _cheapest(self._omega[first:end], stage_counts)
-            for first, end, stage_counts in zip(cuts[:-1], cuts[1:], counts, strict=True)
-        )
+        counts = np.rint(values[self._v.count.id]).reshape(-1, self._omega.shape[1])
+        return cheapest_assignment(counts, self._omega)
+
+
+def cheapest_assignment(counts: Floats, omega: Floats) -> Assignment:
+    """The assignment with the least sum of omega that has these counts: the transportation problem, solved exactly.
+
+    Args:
+        counts: (stages, schemes) layers of each stage at each scheme, whole numbers that add up to the layers.
+        omega: (layers, schemes).
+    """
+    cuts = np.concatenate(([0], counts.sum(axis=1).cumsum())).astype(int)
+    return tuple(
+        _cheapest(omega[first:end], stage_counts.astype(int))
+        for first, end, stage_counts in zip(cuts[:-1], cuts[1:], counts, strict=True)
+    )
 
 
 def _cheapest(omega: Floats, counts: np.ndarray) -> tuple[int, ...]:
     """Schemes for the layers of `omega` (layers, schemes), each as often as `counts` says, with the least sum."""
     slots = np.repeat(np.arange(len(counts)), counts)
-    _, order = linear_sum_assignment(omega[:, slots])
+    is_allowed = np.isfinite(omega)
+    forbidden = omega[is_allowed].sum() + 1  # more than any choice without a forbidden scheme
+    _, order = linear_sum_assignment(np.where(is_allowed, omega, forbidden)[:, slots])
     return tuple(int(slots[slot]) for slot in order)

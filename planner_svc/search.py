@@ -1,8 +1,10 @@
 """The outer search: best-first over candidates, each bounded ever more closely before its program is solved.
 
-A candidate enters with a bound that costs microseconds (`SearchSpace.objective_bounds_s`), comes back with that of
-the relaxed program, and is solved only if it is still the most promising. The search ends when no candidate is left
-that could improve on the incumbent by more than the optimality gap that the options allow.
+A candidate enters with a bound that costs microseconds (`SearchSpace.objective_bounds_s`) and comes back with that of
+the relaxed counts program, which costs about a millisecond. While it is still the most promising one, it is looked at
+more closely, with more time from look to look: by the counts program, and where layers are unlike by the full program.
+The search ends when no candidate is left that could improve on the incumbent by more than the optimality gap that the
+options allow.
 """
 
 import time
@@ -12,21 +14,24 @@ from heapq import heapify, heappop, heappush
 from math import inf
 
 from llmpq.plan import Plan
-from planner_svc.assignment import AssignmentProblem
+from planner_svc.assignment import AssignmentProblem, Floats
+from planner_svc.counts import counts_bound_s, solve_counts
 from planner_svc.infeasible import explain
-from planner_svc.milp import AssignmentModel
-from planner_svc.space import Candidate, SearchSpace
+from planner_svc.milp import Assignment, AssignmentModel, cheapest_assignment
+from planner_svc.space import SearchSpace
+from planner_svc.transfer import Transfer
 
 #: Improvements that arithmetic cannot tell from none, as a share of the objective.
 _LEAST_GAP = 1e-9
 #: Gap of a single program, as a share of the gap that the search allows.
-_SOLVE_GAP_SHARE = 0.05
+_SOLVE_GAP_SHARE = 0.25
 
-#: Relaxed programs to solve at most before the next full one.
-_RELAXATIONS_PER_SOLVE = 25
+#: Relaxed programs to solve at most before the next closer look: incumbents prune.
+_RELAXATIONS_PER_LOOK = 100
 
-#: Longest single solve, so that a cancelled search ends soon.
-_SOLVE_LIMIT_S = 5.0
+#: Time of the first close look at a candidate; each further one takes `_LOOK_FACTOR` times as long, up to the longest,
+#: so that a cancelled search ends soon.
+_FIRST_LOOK_S, _LOOK_FACTOR, _LONGEST_LOOK_S = 1.0, 4.0, 16.0
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,12 @@ class Search:
         self._best = incumbent
         self._deadline = deadline
         self._on_progress = on_progress
-        self._models: dict[tuple[int, bool], AssignmentModel] = {}
-        self._bounded: list[tuple[float, int]] = []  # heaps of (bound, number of the candidate)
-        self._relaxed: list[tuple[float, int]] = []
+        self._models: dict[int, AssignmentModel] = {}
+        self._bounded: list[tuple[float, int]] = []  # heap of (bound, number of the candidate)
+        self._relaxed: list[tuple[float, int, int]] = []  # heap of (bound, number, close looks so far)
+        self._relaxed_bounds_s: dict[bytes, float] = {}
         self._closed_bound_s = inf
-        self._num_relaxed_since_solve = 0
+        self._num_relaxed_since_look = 0
         self._is_any_undecided = False
 
     def run(self) -> Plan:
@@ -75,10 +81,10 @@ class Search:
         self._bounded = [(bound_s, number) for number, bound_s in enumerate(self._space.objective_bounds_s)]
         heapify(self._bounded)
         while self._open_bound_s < self._cutoff_s and not self._is_late:
-            if self._should_solve():
-                self._solve(candidates, *heappop(self._relaxed))
+            if self._should_look():
+                self._look(*heappop(self._relaxed))
             else:
-                self._relax(candidates, *heappop(self._bounded))
+                self._relax(*heappop(self._bounded))
             self._on_progress(Progress(len(candidates) - self._num_open, len(candidates), self._best_objective_s))
         if self._best is None:
             raise explain(self._space, is_exhaustive=not self._num_open and not self._is_any_undecided)
@@ -110,44 +116,70 @@ class Search:
         """No open candidate has a lower objective; infinite if none is open."""
         return min((heap[0][0] for heap in (self._bounded, self._relaxed) if heap), default=inf)
 
-    def _should_solve(self) -> bool:
-        """Solve once the best relaxed candidate leads, or after a while in any case: incumbents prune."""
-        if not self._relaxed:
+    def _should_look(self) -> bool:
+        """Look closer once the best relaxed candidate leads, or after a while in any case: incumbents prune."""
+        if not self._relaxed or self._relaxed[0][0] >= self._cutoff_s:
             return False
-        is_leading = not self._bounded or self._relaxed[0] <= self._bounded[0]
-        return is_leading or self._num_relaxed_since_solve >= _RELAXATIONS_PER_SOLVE
+        is_leading = not self._bounded or self._relaxed[0][0] <= self._bounded[0][0]
+        return is_leading or self._num_relaxed_since_look >= _RELAXATIONS_PER_LOOK
 
-    def _relax(self, candidates: list[Candidate], bound_s: float, number: int) -> None:
-        """Replaces a candidate's bound by that of its relaxed program; drops it if it cannot fit."""
-        problem = self._space.problem(candidates[number])
-        if not problem.fits():
+    def _relax(self, bound_s: float, number: int) -> None:
+        """Replaces a candidate's bound by that of its relaxed program; drops it if it cannot fit.
+
+        Of candidates whose devices are in other orders but which are otherwise alike, one is enough where layers are
+        alike, and one bound is enough in any case.
+        """
+        problem = self._space.problem(self._space.candidates[number])
+        signature = problem.signature
+        is_known = signature in self._relaxed_bounds_s
+        if (is_known and problem.has_like_layers) or not problem.fits():
             return
-        self._num_relaxed_since_solve += 1
-        relaxed = self._model(problem, is_relaxed=True).solve(problem, time_limit_s=_SOLVE_LIMIT_S)
-        if relaxed.bound_s < inf:
-            heappush(self._relaxed, (max(bound_s, relaxed.bound_s), number))
+        if not is_known:
+            self._num_relaxed_since_look += 1
+            self._relaxed_bounds_s[signature] = counts_bound_s(problem)
+        if self._relaxed_bounds_s[signature] < inf:
+            heappush(self._relaxed, (max(bound_s, self._relaxed_bounds_s[signature]), number, 0))
 
-    def _solve(self, candidates: list[Candidate], bound_s: float, number: int) -> None:
-        """Solves a candidate's program and keeps its plan if it is the best so far."""
-        self._num_relaxed_since_solve = 0
-        problem = self._space.problem(candidates[number])
-        time_limit_s = min(_SOLVE_LIMIT_S, max(self._deadline - time.monotonic(), 0.0))
-        model = self._model(problem, is_relaxed=False)
-        limits = {"time_limit_s": time_limit_s, "cutoff_s": self._cutoff_s, "relative_gap": self._solve_gap}
-        solution = model.solve(problem, **limits)
-        self._closed_bound_s = min(self._closed_bound_s, max(bound_s, solution.bound_s))
-        if solution.assignment is None:
-            self._is_any_undecided |= solution.bound_s < self._cutoff_s
+    def _look(self, bound_s: float, number: int, num_looks: int) -> None:
+        """Solves a program of a candidate and keeps its plan if it is the best so far."""
+        self._num_relaxed_since_look = 0
+        problem = self._space.problem(self._space.candidates[number])
+        limit_s = min(_FIRST_LOOK_S * _LOOK_FACTOR**num_looks, _LONGEST_LOOK_S)
+        limit_s = min(limit_s, max(self._deadline - time.monotonic(), 0.0))
+        limits = {"time_limit_s": limit_s, "cutoff_s": self._cutoff_s, "relative_gap": self._solve_gap}
+        if problem.has_like_layers or (num_looks == 0 and problem.is_allowed.all()):
+            found = solve_counts(problem, **limits)
+            assignment = None if found.counts is None else self._assigned(problem, found.counts)
+            reached_s, is_final = found.bound_s, found.is_final and problem.has_like_layers
         else:
-            plan = self._space.plan(candidates[number], solution.assignment, "llm-pq")
-            if self._space.objective_s(plan) < self._best_objective_s:
-                self._best = plan
+            solution = self._model(problem).solve(problem, **limits)
+            assignment, reached_s, is_final = solution.assignment, solution.bound_s, solution.is_final
+        bound_s = max(bound_s, reached_s)
+        if assignment is not None:
+            self._keep(self._space.plan(self._space.candidates[number], assignment, "llm-pq"))
+        if not is_final and bound_s < self._cutoff_s:
+            heappush(self._relaxed, (bound_s, number, num_looks + 1))
+            return
+        self._closed_bound_s = min(self._closed_bound_s, bound_s)
+        self._is_any_undecided |= assignment is None and bound_s < self._cutoff_s
 
-    def _model(self, problem: AssignmentProblem, *, is_relaxed: bool) -> AssignmentModel:
-        key = problem.num_stages, is_relaxed
-        if key not in self._models:
-            self._models[key] = AssignmentModel(problem, is_relaxed=is_relaxed)
-        return self._models[key]
+    def _assigned(self, problem: AssignmentProblem, counts: Floats) -> Assignment | None:
+        """An assignment with these counts or better ones; None if the quality budget does not admit it."""
+        assignment = cheapest_assignment(counts, problem.omega)
+        if problem.has_like_layers:
+            return assignment
+        until = min(self._deadline, time.monotonic() + _FIRST_LOOK_S)
+        assignment, objective_s = Transfer(problem, until).improve(assignment)
+        return assignment if objective_s < inf else None
+
+    def _keep(self, plan: Plan) -> None:
+        if self._space.objective_s(plan) < self._best_objective_s:
+            self._best = plan
+
+    def _model(self, problem: AssignmentProblem) -> AssignmentModel:
+        if problem.num_stages not in self._models:
+            self._models[problem.num_stages] = AssignmentModel(problem)
+        return self._models[problem.num_stages]
 
     def _with_gap(self, plan: Plan) -> Plan:
         objective_s = self._best_objective_s

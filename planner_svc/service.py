@@ -5,17 +5,21 @@ from __future__ import annotations  # grpc's classes are generic for type checke
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from math import isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
 from llmpq.messages import from_message, to_message
 from llmpq.plan import Plan, PlanningProblem
+from llmpq.scenario import Scenario
 from llmpq.v1 import plan_pb2, planner_service_pb2, planner_service_pb2_grpc
-from planner_svc.planner import Planner, StrategyResult
+from planner_svc.planner import Planner
+from planner_svc.scenario import resolve
 from planner_svc.search import Progress
+
+T = TypeVar("T")
 
 SERVICE_NAME = planner_service_pb2.DESCRIPTOR.services_by_name["PlannerService"].full_name
 
@@ -66,13 +70,44 @@ class PlannerService(planner_service_pb2_grpc.PlannerServiceServicer):
     ) -> planner_service_pb2.ComparePlansResponse:
         """See the contract."""
         del context
+        problem, strategies = from_message(PlanningProblem, request.problem), tuple(request.strategies)
+        results = await _until_cancelled(lambda report: self._planner.compare(problem, strategies, report))
+        messages = [to_message(result, planner_service_pb2.StrategyResult) for result in results]
+        return planner_service_pb2.ComparePlansResponse(results=messages)
+
+    async def ResolveScenario(  # noqa: N802 named by gRPC
+        self,
+        request: planner_service_pb2.ResolveScenarioRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> planner_service_pb2.ResolveScenarioResponse:
+        """See the contract."""
+        del context
+        problem = await asyncio.to_thread(resolve, from_message(Scenario, request))
+        message = to_message(problem, planner_service_pb2.PlanningProblem)
+        return planner_service_pb2.ResolveScenarioResponse(problem=message)
+
+    async def ExplainPlan(  # noqa: N802 named by gRPC
+        self,
+        request: planner_service_pb2.ExplainPlanRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> planner_service_pb2.ExplainPlanResponse:
+        """See the contract."""
+        del context
         problem = from_message(PlanningProblem, request.problem)
-        reporter = _Reporter()
-        try:
-            results = await asyncio.to_thread(self._compare, problem, tuple(request.strategies), reporter)
-        finally:
-            reporter.cancel()
-        return planner_service_pb2.ComparePlansResponse(results=map(_result_message, results))
+        explanation = await _until_cancelled(lambda report: self._planner.explain(problem, report))
+        return to_message(explanation, planner_service_pb2.ExplainPlanResponse)
+
+    async def TradeQuality(  # noqa: N802 named by gRPC
+        self,
+        request: planner_service_pb2.TradeQualityRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> planner_service_pb2.TradeQualityResponse:
+        """See the contract."""
+        del context
+        problem, num_points = from_message(PlanningProblem, request.problem), request.num_points
+        points = await _until_cancelled(lambda report: self._planner.trade_quality(problem, num_points, report))
+        messages = [to_message(point, planner_service_pb2.TradePoint) for point in points]
+        return planner_service_pb2.TradeQualityResponse(points=messages)
 
     def _create(self, problem: PlanningProblem, reporter: _Reporter) -> Plan | None:
         """Runs on a worker thread; None if nobody waits for the plan any more."""
@@ -81,14 +116,14 @@ class PlannerService(planner_service_pb2_grpc.PlannerServiceServicer):
         except _Cancelled:
             return None
 
-    def _compare(
-        self, problem: PlanningProblem, strategies: tuple[str, ...], reporter: _Reporter
-    ) -> list[StrategyResult]:
-        """Runs on a worker thread; nothing if nobody waits any more."""
-        try:
-            return self._planner.compare(problem, strategies, reporter)
-        except _Cancelled:
-            return []
+
+async def _until_cancelled(work: Callable[[_Reporter], T]) -> T:
+    """Does work on a worker thread, and ends it at its next step if the caller goes."""
+    reporter = _Reporter()
+    try:
+        return await asyncio.to_thread(work, reporter)
+    finally:
+        reporter.cancel()
 
 
 class _Cancelled(Exception):  # noqa: N818 not an error
@@ -123,8 +158,3 @@ def _progress_message(progress: Progress) -> planner_service_pb2.PlanProgress:
         candidates_total=progress.candidates_total,
         best_objective_s=progress.best_objective_s if isfinite(progress.best_objective_s) else 0.0,
     )
-
-
-def _result_message(result: StrategyResult) -> planner_service_pb2.StrategyResult:
-    plan = to_message(result.plan, plan_pb2.Plan) if result.plan else None
-    return planner_service_pb2.StrategyResult(strategy=result.strategy, plan=plan, error=result.error)

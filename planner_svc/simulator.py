@@ -7,24 +7,33 @@ refilled one by one, and the thin tail of a batch of unlike lengths count as the
 
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
 
+from llmpq.comparison import Simulation
 from llmpq.device import Phase
 from llmpq.frames import Sampling
 from llmpq.plan import LengthBucket, Plan
 from llmpq.schedule.scheduler import Limits, MicroBatch, Scheduler
 from llmpq.schedule.sequence import Sequence as TokenSequence
-from planner_svc.cost import CostModel
+from planner_svc.cost import CostModel, StageTimes
 from planner_svc.workload import Load
 
 #: Requests come in an order that has nothing to do with their lengths, the same in every simulation.
 _ORDER_SEED = 0
 
 
+#: Beyond so many generated tokens a simulation would take minutes.
+MAX_OUTPUT_TOKENS = 5 * 10**6
+
+#: Seconds of each server of a pipeline for a micro-batch.
+Times = Callable[[Phase, Load], StageTimes]
+
+
 @dataclass(frozen=True)
-class Simulation:
+class Run:
     """What a simulated run came to; every figure is simulated.
 
     Attributes:
@@ -42,20 +51,33 @@ class Simulation:
     num_micro_batches: int
 
     @property
-    def throughput_tokens_per_s(self) -> float:
-        """Generated tokens over total time."""
-        return self.output_tokens / self.total_s if self.total_s else 0.0
+    def simulation(self) -> Simulation:
+        """The figures that are reported."""
+        ratios = tuple(busy_s / self.total_s for busy_s in self.busy_s) if self.total_s else ()
+        rate = self.output_tokens / self.total_s if self.total_s else 0.0
+        return Simulation(self.total_s, self.prefill_s, rate, ratios)
 
 
-def simulate(cost: CostModel, plan: Plan) -> Simulation:
+def simulate(cost: CostModel, plan: Plan) -> Run:
     """Runs the workload of a cost model's problem under a plan, in simulated time.
 
     Args:
         cost: Of the problem; has latencies for the plan's devices and schemes.
         plan: The plan; its estimate is ignored.
     """
-    scheduler = Scheduler(Limits.of_plan(plan), _sequences(cost.problem.workload))
-    pipeline = _Pipeline(cost, plan)
+    times = partial(cost.stage_times, plan.stages)
+    return run(times, len(plan.stages), Limits.of_plan(plan), cost.problem.workload)
+
+
+def simulation_of(cost: CostModel, plan: Plan) -> Simulation | None:
+    """The reported figures of a simulated run; None where the workload is too long for one."""
+    return simulate(cost, plan).simulation if cost.workload.output_tokens <= MAX_OUTPUT_TOKENS else None
+
+
+def run(times: Times, num_stages: int, limits: Limits, workload: Sequence[LengthBucket]) -> Run:
+    """Runs a workload under the scheduler's limits through a pipeline whose servers take these times."""
+    scheduler = Scheduler(limits, _sequences(workload))
+    pipeline = _Pipeline(times, num_stages)
     in_flight: list[tuple[float, int, MicroBatch]] = []
     now_s = prefill_s = 0.0
     output_tokens = num_micro_batches = 0
@@ -68,7 +90,7 @@ def simulate(cost: CostModel, plan: Plan) -> Simulation:
         output_tokens += sum(piece.emits for piece in micro_batch.pieces)
         if micro_batch.phase is Phase.PREFILL:
             prefill_s = now_s
-    return Simulation(now_s, prefill_s, output_tokens, tuple(pipeline.busy_s), num_micro_batches)
+    return Run(now_s, prefill_s, output_tokens, tuple(pipeline.busy_s), num_micro_batches)
 
 
 class _Pipeline:
@@ -78,15 +100,14 @@ class _Pipeline:
     will have passed each server.
     """
 
-    def __init__(self, cost: CostModel, plan: Plan) -> None:
-        self.busy_s = [0.0] * len(plan.stages)
-        self._cost = cost
-        self._stages = plan.stages
-        self._free_s = [0.0] * (2 * len(plan.stages))
+    def __init__(self, times: Times, num_stages: int) -> None:
+        self.busy_s = [0.0] * num_stages
+        self._times = times
+        self._free_s = [0.0] * (2 * num_stages)
 
     def send(self, micro_batch: MicroBatch, now_s: float) -> float:
         """The time at which a micro-batch sent now comes back."""
-        times = self._cost.stage_times(self._stages, micro_batch.phase, _load_of(micro_batch))
+        times = self._times(micro_batch.phase, _load_of(micro_batch))
         at_s = now_s
         for number, (link_s, compute_s) in enumerate(zip(times.link_s, times.compute_s, strict=True)):
             for server, service_s in ((2 * number, link_s), (2 * number + 1, compute_s)):

@@ -15,7 +15,8 @@ from llmpq.schemes import SCHEMES
 from planner_svc.assignment import AssignmentProblem, Floats
 from planner_svc.cost import CostModel, profiles_alike
 from planner_svc.memory import stage_memory
-from planner_svc.milp import TOLERANCE, Assignment
+from planner_svc.milp import Assignment
+from planner_svc.program_data import TOLERANCE
 from planner_svc.quality import omega_matrix
 from planner_svc.schedule import Setting
 from planner_svc.workload import Load

@@ -7,7 +7,7 @@ from math import isfinite
 from llmpq.errors import InvalidInputError
 from llmpq.families import KNOWN_FAMILIES
 from llmpq.model import ModelShape
-from llmpq.plan import PLAN_VERSION, LayerSensitivity, Plan, PlanningProblem, PlanOptions
+from llmpq.plan import OBJECTIVES, PLAN_VERSION, LayerSensitivity, Plan, PlanningProblem, PlanOptions
 from llmpq.schemes import GROUP_SIZES, SCHEMES
 
 #: Beyond these, numbers are mistakes; they keep sums exact and a search from running out of memory.
@@ -16,6 +16,7 @@ MAX_DEVICES = 64
 MAX_DIMENSION = 10**7
 MAX_REQUESTS = 10**7
 MAX_LANES = 1_024
+MAX_POINTS = 100
 MAX_BYTES = 10**16
 MAX_NANOSECONDS = 10**15
 
@@ -53,6 +54,16 @@ def check_strategy(strategy: str, known: Iterable[str], field: str) -> None:
     """Checks the name of a strategy; empty means the default."""
     known = sorted(known)
     _require(strategy in {"", *known}, field, f"is '{strategy}'; known strategies are {', '.join(known)}")
+
+
+def check_points(num_points: int) -> None:
+    """Checks a number of points of a curve; 0 means the default."""
+    _in_range(num_points, 0, MAX_POINTS, "num_points")
+
+
+def check_requests(num_requests: int, field: str) -> None:
+    """Checks a number of requests."""
+    _in_range(num_requests, 1, MAX_REQUESTS, field)
 
 
 def _check_shape(shape: ModelShape) -> None:
@@ -96,6 +107,9 @@ def _check_devices(problem: PlanningProblem) -> None:
         _check_schemes(description.schemes, f"{field}.description.schemes")
         _in_range(device.link_latency_ns, 0, MAX_NANOSECONDS, f"{field}.link_latency_ns")
         _in_range(device.link_bytes_per_s, 0, MAX_BYTES, f"{field}.link_bytes_per_s")
+        _in_range(device.host_memory_bytes, 0, MAX_BYTES, f"{field}.host_memory_bytes")
+        _in_range(device.host_link_bytes_per_s, 0, MAX_BYTES, f"{field}.host_link_bytes_per_s")
+        _not_negative(device.usd_per_h, f"{field}.usd_per_h")
         _require(bool(device.points), f"{field}.points", f"is empty; profile device {device.device_id} for this model")
         for index, point in enumerate(device.points):
             _in_range(point.duration_ns, 1, MAX_NANOSECONDS, f"{field}.points[{index}].duration_ns")
@@ -132,8 +146,10 @@ def _check_sensitivities(sensitivities: tuple[LayerSensitivity, ...], num_layers
 
 def _check_options(options: PlanOptions, num_devices: int, num_layers: int) -> None:
     field = "problem.options"
-    for name in ("quality_weight", "quality_budget", "time_limit_s", "optimality_gap"):
+    for name in ("quality_weight", "quality_budget", "time_limit_s", "optimality_gap", "deadline_s"):
         _not_negative(getattr(options, name) or 0.0, f"{field}.{name}")
+    objective, objectives = options.effective_objective, ", ".join(OBJECTIVES)
+    _require(objective in OBJECTIVES, f"{field}.objective", f"is '{objective}'; it can be {objectives}")
     _check_schemes(options.allowed_schemes, f"{field}.allowed_schemes")
     _check_layer_schemes(options, num_layers)
     known = ", ".join(map(str, GROUP_SIZES))

@@ -137,6 +137,9 @@ def plan_options(
     rounding: str = "",
     symmetric: bool = False,
     indicator: str = "",
+    objective: str = "",
+    deadline_s: float = 0.0,
+    time_limit_s: float = 0.0,
 ) -> PlanOptions:
     """The options that the flags ask for; a mesh started for the call uses all the stages that were asked for.
 
@@ -157,6 +160,9 @@ def plan_options(
         rounding=Rounding(rounding, symmetric) if rounding or symmetric else given.rounding,
         use_all_devices=is_local,
         indicator=indicator,
+        objective=objective,
+        deadline_s=deadline_s,
+        time_limit_s=time_limit_s,
     )
 
 

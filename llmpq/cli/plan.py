@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,24 +10,89 @@ import typer
 from llmpq.batch import PreviewedPlan
 from llmpq.cli import options
 from llmpq.cli.connection import MeshChoice, model_path
+from llmpq.cli.plan_document import result_entry
+from llmpq.cli.plan_simulated import Simulated, plan_simulated
 from llmpq.cli.progress import StatusLines
 from llmpq.cli.tables import plan_table
 from llmpq.cli.terminal import complain, print_json, stdout
-from llmpq.plan import STRATEGIES, LengthBucket, PlanOptions
+from llmpq.comparison import StrategyResult
+from llmpq.plan import OBJECTIVES, OFFLOADING_STRATEGIES, STRATEGIES, LengthBucket, PlanOptions
+
+_SIMULATED = "Without devices"
 
 
 def plan(
     *,
-    model: Annotated[str, typer.Option(help="A Hugging Face directory or a .gguf file.")],
+    model: Annotated[
+        str,
+        typer.Option(help="A Hugging Face directory or a .gguf file; with --cluster also a name, such as opt-30b."),
+    ] = "",
     num_requests: Annotated[int, typer.Option("--batch", min=1, help="Requests.")],
-    prompt_tokens: Annotated[int, typer.Option("--prompt-len", min=1, help="Tokens of each prompt.")],
-    output_tokens: Annotated[int, typer.Option("--gen-len", min=1, help="Tokens generated for each.")],
+    prompt_tokens: Annotated[int, typer.Option("--prompt-len", min=1, help="Tokens of each prompt.")] = 0,
+    output_tokens: Annotated[int, typer.Option("--gen-len", min=1, help="Tokens generated for each.")] = 0,
     strategy: Annotated[
         str,
-        typer.Option(metavar="|".join(("all", *STRATEGIES)), help="How to plan; `all` compares."),
+        typer.Option(
+            metavar="|".join(("all", *STRATEGIES, *OFFLOADING_STRATEGIES)),
+            help="How to plan; `all` compares. A mesh cannot run flexgen, which moves weights to the host.",
+        ),
     ] = "llm-pq",
+    objective: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(OBJECTIVES),
+            help="What to be best at: latency (of the batch, and so its tokens per "
+            "second), throughput (batch after batch), or cost (price of the devices used).",
+        ),
+    ] = OBJECTIVES[0],
+    deadline_s: Annotated[
+        float, typer.Option("--deadline", min=0, metavar="SECONDS", help="Longest time of the batch; 0 is none.")
+    ] = 0.0,
+    time_limit_s: Annotated[
+        float,
+        typer.Option("--time-limit", min=0, metavar="SECONDS", help="Time to search; 0 is the planner's default."),
+    ] = 0.0,
     coordinator: options.Coordinator = "",
     stages: options.Stages = None,
+    cluster: Annotated[
+        str,
+        typer.Option(
+            metavar="CLUSTER.yaml|NAME",
+            rich_help_panel=_SIMULATED,
+            help="Plan for devices that need not be there: a file, or paper:1 to paper:11. Simulated.",
+        ),
+    ] = "",
+    kernels: Annotated[
+        str,
+        typer.Option(metavar="modern|llm-pq-2023", rich_help_panel=_SIMULATED, help="Kernels that devices run."),
+    ] = "",
+    lengths: Annotated[
+        str,
+        typer.Option(
+            metavar="sharegpt|azure",
+            rich_help_panel=_SIMULATED,
+            help="Lengths of real requests, instead of --prompt-len and --gen-len.",
+        ),
+    ] = "",
+    catalog: Annotated[
+        list[Path] | None,
+        typer.Option(rich_help_panel=_SIMULATED, help="File with further models, devices, kernels, clusters, lengths."),
+    ] = None,
+    planner: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", rich_help_panel=_SIMULATED, help="A running planner; else one is started."),
+    ] = "",
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", rich_help_panel=_SIMULATED, help="What limits the plan and what would change it."),
+    ] = False,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", rich_help_panel=_SIMULATED, help="Throughput against quality, several plans.")
+    ] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.svg", rich_help_panel=_SIMULATED, help="Draw the comparison or the Pareto front."),
+    ] = None,
     scheme: options.Scheme = "",
     precisions: options.Precisions = "",
     group: options.Group = None,
@@ -40,22 +105,27 @@ def plan(
 ) -> None:
     r"""Plan a batch without running it: layers, precisions, memory, times.
 
-    Devices that have not seen the model yet are profiled first.
+    Devices that have not seen the model yet are profiled first. With --cluster
+    nothing needs to be there, neither devices nor weights: what is shown is
+    simulated.
 
     [bold]Examples[/bold]
 
       llmpq plan --model m.gguf --batch 32 --prompt-len 128 --gen-len 64
-      llmpq plan --model m.gguf --batch 32 --prompt-len 128 --gen-len 64 \
-          --stages 2 --strategy all --quality-budget 0.3
+      llmpq plan --cluster paper:3 --batch 32 --prompt-len 512 --gen-len 100 --strategy all
+      llmpq plan --cluster my.yaml --model llama-3-70b --batch 64 --lengths sharegpt --explain
 
     [bold]Exit status[/bold]: 0 if a strategy found a plan; 1 if none did; 2 for wrong usage.
 
-    [bold]JSON keys[/bold]: model, batch, prompt_len, gen_len, plans (a list of
-    strategy, plan, error).
+    [bold]JSON keys[/bold]: model, batch, prompt_len, gen_len, simulated, plans (a list
+    of strategy, status, throughput_tokens_per_s, quality_loss, solve_s, gap,
+    stages, plan, error); with --explain explanation; with --pareto pareto.
     """
+    if not lengths and not (prompt_tokens and output_tokens):
+        raise typer.BadParameter("Pass --prompt-len and --gen-len, or with --cluster --lengths.")
     mesh = MeshChoice.of_flags(coordinator, stages)
     plan_options = options.plan_options(
-        is_local=mesh.is_local,
+        is_local=mesh.is_local and not cluster,
         scheme=scheme,
         precisions=precisions,
         group=group,
@@ -64,14 +134,31 @@ def plan(
         indicator=indicator,
         quality_weight=quality_weight,
         quality_budget=quality_budget,
-        strategy="" if strategy == "all" else strategy,
+        strategy="" if strategy == "all" or strategy in OFFLOADING_STRATEGIES else strategy,
+        objective=objective,
+        deadline_s=deadline_s,
+        time_limit_s=time_limit_s,
     )
-    workload = LengthBucket(prompt_tokens, output_tokens, num_requests)
+    workload = () if lengths else (LengthBucket(prompt_tokens, output_tokens, num_requests),)
+    if cluster:
+        if coordinator or stages:
+            raise typer.BadParameter("Pass --cluster, or --coordinator or --stages, not both.")
+        request = Simulated(
+            model, cluster, kernels, tuple(catalog or ()), workload, lengths, num_requests, plan_options, planner
+        )
+        plan_simulated(request, strategy, is_explained=explain, is_pareto=pareto, picture=picture, as_json=as_json)
+        return
+    if not model:
+        raise typer.BadParameter("Pass --model.")
+    if any((kernels, lengths, catalog, planner, explain, pareto, picture)) or strategy in OFFLOADING_STRATEGIES:
+        raise typer.BadParameter(f"The options of '{_SIMULATED}' and flexgen need --cluster.")
     strategies = STRATEGIES if strategy == "all" else ()
     plans = asyncio.run(_preview(mesh, model, workload, plan_options, strategies))
     if as_json:
         work = {"batch": num_requests, "prompt_len": prompt_tokens, "gen_len": output_tokens}
-        print_json({"model": model, **work, "plans": [asdict(previewed) for previewed in plans]})
+        results = [StrategyResult(previewed.strategy, previewed.plan, previewed.error) for previewed in plans]
+        entries = [result_entry(result, plan_options) for result in results]
+        print_json({"model": model, **work, "simulated": False, "plans": entries})
     else:
         _show(plans)
     if not any(previewed.plan for previewed in plans):
@@ -89,14 +176,14 @@ def _show(plans: Sequence[PreviewedPlan]) -> None:
 async def _preview(
     mesh: MeshChoice,
     model: str,
-    workload: LengthBucket,
+    workload: Sequence[LengthBucket],
     plan_options: PlanOptions,
     strategies: Sequence[str],
 ) -> tuple[PreviewedPlan, ...]:
     async with mesh.connect() as client:
         return await client.preview_plan(
             model_path(model),
-            [workload],
+            list(workload),
             plan_options=plan_options,
             strategies=strategies,
             on_status=StatusLines().say,

@@ -291,7 +291,7 @@ class StrategyResult(_message.Message):
 
     @_builtins.property
     def simulation(self) -> Global___Simulation:
-        """The batch in simulated time; unset if there is no plan."""
+        """The batch in simulated time; unset if there is no plan, or more than five million tokens to generate."""
 
     @_builtins.property
     def offload(self) -> Global___OffloadPlan:

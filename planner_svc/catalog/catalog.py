@@ -1,7 +1,7 @@
 """The catalog: what comes with the planner, and what users add in files of the same form."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -14,16 +14,18 @@ from llmpq.device import DeviceProfile
 from llmpq.errors import InvalidInputError, NotFoundError
 from llmpq.messages import from_fields
 from llmpq.model import ModelShape
+from llmpq.plan import LengthBucket
 from planner_svc.catalog.clusters import ClusterSheet
 from planner_svc.catalog.devices import DeviceSheet
 from planner_svc.catalog.kernels import KernelSet
+from planner_svc.catalog.lengths import LengthsSheet
 from planner_svc.catalog.models import ModelSheet
 from planner_svc.catalog.profiles import VirtualDevice, virtual_profiles
 
 T = TypeVar("T")
 
 _HERE = Path(__file__).parent
-_BUILT_IN = tuple(_HERE / f"{name}.yaml" for name in ("models", "devices", "kernels", "clusters"))
+_BUILT_IN = tuple(_HERE / f"{name}.yaml" for name in ("models", "devices", "kernels", "clusters", "lengths"))
 
 #: Kernels where none are named.
 DEFAULT_KERNELS = "modern"
@@ -31,7 +33,7 @@ DEFAULT_KERNELS = "modern"
 
 @dataclass(frozen=True)
 class Catalog:
-    """Models, devices, kernel sets and clusters by name."""
+    """Models, devices, kernel sets, clusters and distributions of lengths by name."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -39,6 +41,7 @@ class Catalog:
     devices: Mapping[str, DeviceSheet] = field(default_factory=dict)
     kernels: Mapping[str, KernelSet] = field(default_factory=dict)
     clusters: Mapping[str, ClusterSheet] = field(default_factory=dict)
+    lengths: Mapping[str, LengthsSheet] = field(default_factory=dict)
 
     def shape(self, model: str) -> ModelShape:
         """The dimensions of a model.
@@ -55,6 +58,15 @@ class Catalog:
             NotFoundError: There is none of that name.
         """
         return _find(self.clusters, name, "cluster")
+
+    def requests(self, name: str, num_requests: int, max_tokens: int) -> tuple[LengthBucket, ...]:
+        """So many requests of a distribution of lengths, none longer than `max_tokens` with its answer.
+
+        Raises:
+            NotFoundError: There is none of that name.
+            InvalidInputError: All its requests are longer.
+        """
+        return _find(self.lengths, name, "distribution of lengths").sample(num_requests, max_tokens)
 
     def device(self, name: str, kernels: str = DEFAULT_KERNELS) -> VirtualDevice:
         """A device with the rates of a kernel set.
@@ -78,57 +90,46 @@ class Catalog:
         Raises:
             NotFoundError: As `device`.
         """
-        names = dict.fromkeys(name for _, name, _ in cluster.devices)
+        names = dict.fromkeys(place.name for place in cluster.devices)
         return virtual_profiles(cluster, [self.device(name, kernels) for name in names], shape, group_size)
 
 
-def read_catalog(files: Iterable[Path] = ()) -> Catalog:
-    """What comes with the planner, and on top of it what the files have; an entry of theirs replaces one of that name.
+def read_catalog(documents: Iterable[str] = ()) -> Catalog:
+    """What comes with the planner and, on top of it, what YAML documents have; they replace entries of the same name.
 
     Raises:
-        NotFoundError: There is no such file.
         InvalidInputError: Not YAML, or not of the form of the built-in files; names the field.
     """
-    return _read((*_BUILT_IN, *files))
+    return _read((*(path.read_text(encoding="utf-8") for path in _BUILT_IN), *documents))
 
 
-def read_cluster(path: Path) -> ClusterSheet:
-    """A cluster in a file of its own: what stands under a name in `clusters.yaml`; raises as `read_catalog`."""
-    return _parsed(ClusterSheet, _document(path), path)
+def read_cluster(document: str) -> ClusterSheet:
+    """A cluster in a document of its own: what stands under a name in `clusters.yaml`; raises as `read_catalog`."""
+    return _parsed(ClusterSheet, document, "cluster document")
 
 
 @lru_cache(maxsize=4)
-def _read(files: tuple[Path, ...]) -> Catalog:
-    merged = Catalog()
-    for path in files:
-        added = _parsed(Catalog, _document(path), path)
-        merged = Catalog(
-            models={**merged.models, **added.models},
-            devices={**merged.devices, **added.devices},
-            kernels={**merged.kernels, **added.kernels},
-            clusters={**merged.clusters, **added.clusters},
-        )
-    return merged
+def _read(documents: tuple[str, ...]) -> Catalog:
+    parts = [_parsed(Catalog, document, "catalog document") for document in documents]
+    merged: dict[str, dict[str, Any]] = {part.name: {} for part in fields(Catalog)}
+    for part in parts:
+        for name, entries in merged.items():
+            entries.update(getattr(part, name))
+    return Catalog(**merged)
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _parsed(cls: type[T], document: str, what: str) -> T:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise NotFoundError(f"No file at '{path}'.", subject=str(path)) from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        found = yaml.safe_load(document)
+    except yaml.YAMLError as error:
         why = " ".join(str(error).split())
-        raise InvalidInputError(f"{path} cannot be read as YAML: {why}.", subject=str(path)) from error
-    if not isinstance(document, dict):
-        raise InvalidInputError(f"{path}: expected keys and values.", subject=str(path))
-    return document
-
-
-def _parsed(cls: type[T], fields: Mapping[str, Any], path: Path) -> T:
+        raise InvalidInputError(f"The {what} is not YAML: {why}.", subject=what) from error
+    if not isinstance(found, dict):
+        raise InvalidInputError(f"The {what} has no keys and values.", subject=what)
     try:
-        return from_fields(cls, fields)
+        return from_fields(cls, found)
     except InvalidInputError as error:
-        raise InvalidInputError(f"{path}: {error.message}.", subject=str(path)) from error
+        raise InvalidInputError(f"The {what} is wrong: {error.message}.", subject=what) from error
 
 
 def _find(entries: Mapping[str, T], name: str, what: str) -> T:

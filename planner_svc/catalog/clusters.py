@@ -1,7 +1,9 @@
 """Virtual clusters: how many of which devices, in which hosts, linked how."""
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -31,12 +33,33 @@ class Host:
     Attributes:
         devices: How many of each.
         link: Between them.
+        memory_gib: Host memory that weights and caches may be moved to, shared evenly by the devices.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     devices: Annotated[Mapping[str, PositiveInt], Field(min_length=1)]
     link: Link
+    memory_gib: NonNegativeFloat = 0.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a device of a cluster is.
+
+    Attributes:
+        device_id: Its name in plans.
+        name: Its name in the catalog.
+        link: The link to it.
+        host_memory_bytes: Its share of the memory of its host.
+        usd_per_h: Its price; None for the catalog's.
+    """
+
+    device_id: str
+    name: str
+    link: Link
+    host_memory_bytes: int
+    usd_per_h: float | None
 
 
 @dataclass(frozen=True)
@@ -47,6 +70,7 @@ class ClusterSheet:
         hosts: The machines.
         network: Between them; not needed for one.
         model: Model that it was used with, if any.
+        usd_per_h: Prices of devices by name, instead of the catalog's.
         source: Where this comes from.
     """
 
@@ -55,22 +79,24 @@ class ClusterSheet:
     hosts: Annotated[tuple[Host, ...], Field(min_length=1)]
     network: Link | None = None
     model: str = ""
+    usd_per_h: Mapping[str, NonNegativeFloat] = field(default_factory=dict)
     source: str = ""
 
     @property
-    def devices(self) -> tuple[tuple[str, str, Link], ...]:
-        """(device_id, name of the device, link to it) of each device, numbered by kind over all hosts.
+    def devices(self) -> tuple[Place, ...]:
+        """Each device, numbered by kind over all hosts.
 
         A device of several hosts may be preceded by one of another host: its link is then the slower of the two.
         """
-        counts: dict[str, int] = {}
+        counts: Counter[str] = Counter()
         found = []
         for host in self.hosts:
-            for name, count in host.devices.items():
-                for _ in range(count):
-                    number = counts.get(name, 0)
-                    counts[name] = number + 1
-                    found.append((f"{name}-{number}", name, self._link_to(host)))
+            host_memory_bytes = round(host.memory_gib * 2**30) // sum(host.devices.values())
+            for name in chain.from_iterable([name] * count for name, count in host.devices.items()):
+                device_id = f"{name}-{counts[name]}"
+                counts[name] += 1
+                price = self.usd_per_h.get(name)
+                found.append(Place(device_id, name, self._link_to(host), host_memory_bytes, price))
         return tuple(found)
 
     def _link_to(self, host: Host) -> Link:

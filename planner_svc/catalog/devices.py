@@ -33,6 +33,7 @@ class DeviceSheet:
     fp16_tflops: NonNegativeFloat = 0.0
     int8_tops: NonNegativeFloat = 0.0
     usd_per_h: NonNegativeFloat = 0.0
+    pcie_gb_per_s: NonNegativeFloat = 0.0
     reserved_mib: NonNegativeInt = 1930
 
     @property

@@ -96,13 +96,16 @@ def virtual_profiles(
     points = {device.name: tuple(device.points(shape, group_size)) for device in devices}
     return tuple(
         DeviceProfile(
-            device_id=device_id,
-            description=by_name[name].description,
-            points=points[name],
-            link_latency_ns=round(link.latency_us * 1e3),
-            link_bytes_per_s=round(link.gb_per_s * 1e9),
+            device_id=place.device_id,
+            description=by_name[place.name].description,
+            points=points[place.name],
+            link_latency_ns=round(place.link.latency_us * 1e3),
+            link_bytes_per_s=round(place.link.gb_per_s * 1e9),
+            host_memory_bytes=place.host_memory_bytes,
+            host_link_bytes_per_s=round(by_name[place.name].sheet.pcie_gb_per_s * 1e9),
+            usd_per_h=by_name[place.name].sheet.usd_per_h if place.usd_per_h is None else place.usd_per_h,
         )
-        for device_id, name, link in cluster.devices
+        for place in cluster.devices
     )
 
 

@@ -16,7 +16,7 @@ from planner_svc.strategies.pipeedge import pipeedge
 from planner_svc.strategies.uniform import uniform
 
 #: Shares of the time for the strategies that it is compared with, and of what is left for the heuristic.
-_BASELINES_SHARE, _HEURISTIC_SHARE = 0.1, 0.5
+_BASELINES_SHARE, _HEURISTIC_SHARE = 0.1, 0.2
 
 
 def llm_pq(space: SearchSpace, deadline: float, on_progress: OnProgress) -> Plan:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from planner_svc.assignment import AssignmentProblem
-from planner_svc.milp import Assignment, AssignmentModel
+from planner_svc.counts import counts_bound_s, solve_counts
+from planner_svc.milp import Assignment, AssignmentModel, cheapest_assignment
 from planner_svc.schedule import Schedule
 from planner_svc.workload import Load
 
@@ -130,7 +131,23 @@ def test_bounds_are_bounds(seed: int) -> None:
     cheap = problem.time_bound_s() + problem.theta_s * problem.omega.min(axis=1).sum()
     assert cheap <= best * (1 + 1e-9)
     if problem.fits():
-        assert AssignmentModel(problem, is_relaxed=True).solve(problem, time_limit_s=5).bound_s <= best * (1 + 1e-6)
+        assert counts_bound_s(problem) <= best * (1 + 1e-6)
+        assert solve_counts(problem).bound_s <= best * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("quality_budget", [None, 0.25])
+def test_counts_are_all_that_matters_where_layers_are_alike(seed: int, quality_budget: float | None) -> None:
+    """With layers that cost the same in quality, the counts program agrees with brute force, or both find no plan."""
+    problem = random_problem(seed, quality_budget=quality_budget)
+    problem = replace(problem, omega=np.tile(problem.omega[:1], (problem.num_layers, 1)))
+    if not problem.fits():
+        pytest.skip("nothing fits in this draw")
+    solution = solve_counts(problem)
+    found = np.inf
+    if solution.counts is not None:
+        found = objective_s(problem, cheapest_assignment(solution.counts, problem.omega))
+    assert found == pytest.approx(brute_force_s(problem), rel=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(8))

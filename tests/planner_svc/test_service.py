@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from llmpq.messages import from_message, to_message
-from llmpq.plan import STRATEGIES, Plan, PlanningProblem
+from llmpq.plan import OFFLOADING_STRATEGIES, STRATEGIES, Plan, PlanningProblem
 from llmpq.rpc import open_channel, serving
 from llmpq.v1 import planner_service_pb2, planner_service_pb2_grpc
 from planner_svc.planner import Planner
@@ -94,7 +94,48 @@ async def test_compares_strategies_in_order(stub: Any, message: Problem) -> None
     assert [result.strategy for result in results] == ["uniform", "llm-pq"]
     assert [result.plan.strategy for result in results] == ["uniform", "llm-pq"]
     everything = await stub.ComparePlans(planner_service_pb2.ComparePlansRequest(problem=message), timeout=30)
-    assert {result.strategy for result in everything.results} == set(STRATEGIES)
+    assert [result.strategy for result in everything.results] == [*STRATEGIES, *OFFLOADING_STRATEGIES]
+    for result in everything.results:
+        if result.HasField("plan"):
+            assert result.simulation.throughput_tokens_per_s > 0
+            assert len(result.simulation.busy_ratios) == len(result.plan.stages)
+        else:
+            assert result.reason == "NOT_AVAILABLE"
+
+
+async def test_a_scenario_becomes_a_problem_that_can_be_explained_and_traded(stub: Any) -> None:
+    """Names become a problem; ExplainPlan and TradeQuality answer for it as for any other."""
+    request = planner_service_pb2.ResolveScenarioRequest(cluster_name="paper:1", lengths="sharegpt", num_requests=8)
+    problem = (await stub.ResolveScenario(request, timeout=30)).problem
+    assert problem.model == "opt-13b"
+    assert [device.device_id for device in problem.devices] == ["V100-32-0"]
+    assert sum(bucket.count for bucket in problem.workload) == 8
+    explained = await stub.ExplainPlan(planner_service_pb2.ExplainPlanRequest(problem=problem), timeout=60)
+    assert [stage.device_id for stage in explained.stages] == ["V100-32-0"]
+    assert explained.counterfactuals
+    traded = await stub.TradeQuality(planner_service_pb2.TradeQualityRequest(problem=problem, num_points=3), timeout=60)
+    losses = [point.plan.estimate.quality_loss for point in traded.points]
+    assert losses == sorted(losses)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"cluster_name": "paper:12", "model_name": "opt-13b"}, grpc.StatusCode.NOT_FOUND),
+        ({"cluster_name": "paper:1", "model_name": "opt-14b"}, grpc.StatusCode.NOT_FOUND),
+        ({"cluster_name": "paper:1", "kernels": "fast"}, grpc.StatusCode.NOT_FOUND),
+        ({"cluster_name": "paper:1", "lengths": "mine", "num_requests": 3}, grpc.StatusCode.NOT_FOUND),
+        ({"cluster_name": "paper:1", "lengths": "azure"}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"cluster_document": "hosts: 3"}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"cluster_name": "paper:1", "catalog_documents": ["models: ["]}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({}, grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+async def test_a_scenario_with_wrong_names_is_refused(stub: Any, fields: Any, code: grpc.StatusCode) -> None:
+    """Unknown names are NOT_FOUND; malformed documents and missing names INVALID_ARGUMENT."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ResolveScenario(planner_service_pb2.ResolveScenarioRequest(**fields), timeout=30)
+    assert caught.value.code() is code
 
 
 def _first_point(message: Problem) -> Any:

@@ -1,12 +1,11 @@
 """What the catalog has, what users add to it, and plans that are made from it."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from llmpq.device import Phase
-from llmpq.errors import InvalidInputError, MeshError, NotFoundError
+from llmpq.errors import InvalidInputError, NotFoundError
 from llmpq.plan import LengthBucket, PlanningProblem, PlanOptions
 from planner_svc.catalog.catalog import Catalog, read_catalog, read_cluster
 from planner_svc.catalog.law import LayerSize
@@ -76,15 +75,15 @@ def test_the_eleven_clusters_are_there() -> None:
         cluster = CATALOG.cluster(f"paper:{number}")
         assert cluster.model in CATALOG.models
         for kernels in ("llm-pq-2023", "modern"):
-            assert all(CATALOG.device(name, kernels).kernels for _, name, _ in cluster.devices)
-    devices = [device_id for device_id, _, _ in CATALOG.cluster("paper:3").devices]
+            assert all(CATALOG.device(name, kernels).kernels for name in {place.name for place in cluster.devices})
+    devices = [place.device_id for place in CATALOG.cluster("paper:3").devices]
     assert devices == ["T4-0", "T4-1", "T4-2", "V100-32-0"]
 
 
 def test_a_device_beside_another_host_is_reached_over_the_slower_link() -> None:
     """Within one host its own link counts, between hosts the network if that is slower."""
-    assert {link.gb_per_s for _, _, link in CATALOG.cluster("paper:10").devices} == {150}
-    assert {link.gb_per_s for _, _, link in CATALOG.cluster("paper:6").devices} == {12.5}
+    assert {place.link.gb_per_s for place in CATALOG.cluster("paper:10").devices} == {150}
+    assert {place.link.gb_per_s for place in CATALOG.cluster("paper:6").devices} == {12.5}
 
 
 @pytest.mark.parametrize("kernels", ["llm-pq-2023", "modern"])
@@ -119,11 +118,9 @@ def test_latency_models_follow_the_law() -> None:
     assert sum(errors) / len(errors) < 0.10
 
 
-def test_users_add_and_replace_entries(tmp_path: Path) -> None:
-    """A file of the same form adds devices, kernels and clusters; an entry of a known name replaces it."""
-    path = tmp_path / "mine.yaml"
-    path.write_text(ADDED)
-    catalog = read_catalog([path])
+def test_users_add_and_replace_entries() -> None:
+    """A document of the same form adds devices, kernels and clusters; an entry of a known name replaces it."""
+    catalog = read_catalog([ADDED])
     assert catalog.devices["T4"].memory_gib == 8
     assert len(catalog.devices) == len(CATALOG.devices) + 1
     profiles = catalog.profiles(catalog.cluster("office"), catalog.shape("llama-3-8b"), 64, "mine")
@@ -131,11 +128,16 @@ def test_users_add_and_replace_entries(tmp_path: Path) -> None:
     assert read_catalog().devices["T4"].memory_gib == 14.76
 
 
-def test_a_cluster_has_a_file_of_its_own(tmp_path: Path) -> None:
-    """What stands under a name in the catalog is the whole of a cluster file."""
-    path = tmp_path / "cluster.yaml"
-    path.write_text("hosts: [{devices: {T4: 1, A10: 2}, link: {gb_per_s: 10, latency_us: 5}}]")
-    assert [device_id for device_id, _, _ in read_cluster(path).devices] == ["T4-0", "A10-0", "A10-1"]
+def test_a_cluster_has_a_document_of_its_own() -> None:
+    """What stands under a name in the catalog is the whole of a cluster document; host memory is shared evenly."""
+    cluster = read_cluster(
+        "{hosts: [{devices: {T4: 1, A10: 2}, memory_gib: 96, link: {gb_per_s: 10}}], usd_per_h: {A10: 1.5}}"
+    )
+    assert [place.device_id for place in cluster.devices] == ["T4-0", "A10-0", "A10-1"]
+    profiles = CATALOG.profiles(cluster, CATALOG.shape("opt-125m"), 64)
+    assert [profile.host_memory_bytes for profile in profiles] == [32 * 2**30] * 3
+    assert [profile.usd_per_h for profile in profiles] == [0.7, 1.5, 1.5]
+    assert [profile.host_link_bytes_per_s for profile in profiles] == [12 * 10**9, 24 * 10**9, 24 * 10**9]
 
 
 @pytest.mark.parametrize(
@@ -161,30 +163,41 @@ def test_unknown_names_are_refused_with_what_there_is(lookup: object, said: str)
         ("devices: {X: {memory_gib: 1}}", "devices.X.memory_gb_per_s"),
         ("devices: {X: {memory_gib: 1, memory_gb_per_s: 1, source: s, tflops: 1}}", "devices.X.tflops"),
         ("gadgets: {}", "gadgets"),
-        ("devices: [", "cannot be read as YAML"),
-        ("- T4", "expected keys and values"),
+        ("devices: [", "is not YAML"),
+        ("- T4", "no keys and values"),
+        ("lengths: {l: {source: s, requests: []}}", "lengths.l.requests"),
         ("kernels: {k: {source: s, attention: {kv_passes: many}}}", "kernels.k.attention.kv_passes"),
         ("clusters: {c: {hosts: [{devices: {T4: 0}, link: {gb_per_s: 1}}]}}", "clusters.c"),
         ("clusters: {c: {hosts: []}}", "clusters.c"),
         ("devices: {X: {memory_gib: -1, memory_gb_per_s: 1, source: s}}", "devices.X"),
     ],
 )
-def test_malformed_files_are_refused_by_field(tmp_path: Path, content: str, said: str) -> None:
-    """A misspelt key, a missing figure or a number that no device has is an error that names file and field."""
-    path = tmp_path / "bad.yaml"
-    path.write_text(content)
+def test_malformed_documents_are_refused_by_field(content: str, said: str) -> None:
+    """A misspelt key, a missing figure or a number that no device has is an error that names the field."""
     with pytest.raises(InvalidInputError) as caught:
-        read_catalog([path])
-    assert str(path) in caught.value.message
+        read_catalog([content])
     assert said in caught.value.message
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    """The path is in the error."""
-    with pytest.raises(MeshError, match=r"none\.yaml"):
-        read_catalog([tmp_path / "none.yaml"])
+@pytest.mark.parametrize("name", ["sharegpt", "azure"])
+@pytest.mark.parametrize("num_requests", [1, 7, 500, 40_000])
+def test_requests_follow_the_distribution(name: str, num_requests: int) -> None:
+    """So many requests are drawn, none longer than the model takes, and many have the mean of what is left."""
+    drawn = CATALOG.requests(name, num_requests, 4096)
+    assert sum(bucket.count for bucket in drawn) == num_requests
+    assert max(bucket.prompt_tokens + bucket.output_tokens for bucket in drawn) <= 4096
+    cells = [cell for cell in CATALOG.lengths[name].requests if cell[0] + cell[1] <= 4096]
+    mean = sum(prompt * count for prompt, _, count in cells) / sum(count for _, _, count in cells)
+    if num_requests >= 500:
+        assert sum(b.prompt_tokens * b.count for b in drawn) / num_requests == pytest.approx(mean, rel=0.02)
+
+
+def test_a_distribution_that_is_too_long_is_refused() -> None:
+    """A model whose context no request fits into is named by that."""
+    with pytest.raises(InvalidInputError, match="longer than the model's 20 tokens"):
+        CATALOG.requests("azure", 3, 20)
 
 
 def test_a_catalog_can_be_made_of_parts() -> None:
     """It is plain data."""
-    assert replace(CATALOG, clusters={}) == Catalog(CATALOG.models, CATALOG.devices, CATALOG.kernels)
+    assert replace(CATALOG, clusters={}, lengths={}) == Catalog(CATALOG.models, CATALOG.devices, CATALOG.kernels)
