@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from coordinator.rating import LayerRater
 from coordinator.results import ResultRouter
 from coordinator.status import Report
 from llmpq.batch import PreviewedPlan
-from llmpq.device import DeviceProfile
+from llmpq.device import DeviceProfile, Phase
 from llmpq.errors import PreconditionError
 from llmpq.fidelity import FidelityResult
 from llmpq.model import pinned, read_shape
@@ -129,6 +129,18 @@ class Planning:
             MeshError: As ProfileLayers.
         """
         return tuple((await self._profiles(model, options, members, report, is_fresh=is_fresh)).values())
+
+    async def learn(self, plan: Plan, stages: Sequence[Member], ratios: Sequence[Mapping[Phase, float]]) -> None:
+        """Lets plans to come profit from a run.
+
+        Args:
+            plan: What ran.
+            stages: The member behind each of its stages.
+            ratios: Of each stage, measured over predicted times.
+        """
+        shape = await asyncio.to_thread(read_shape, plan.model)
+        for member, of_stage in zip(stages, ratios, strict=True):
+            self._profiler.learn(member.description, shape, of_stage)
 
     async def fidelity(
         self,

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, replace
 import structlog
 
 from coordinator.cluster import Member
+from coordinator.corrections import CorrectionStore, device_kind
 from coordinator.link_profiling import LinkProfiler
 from coordinator.links import StageLink
 from coordinator.measurements import MeasurementCache
 from coordinator.status import Report, counting
 from llmpq.address import split_address
-from llmpq.device import DeviceProfile, LatencyPoint
+from llmpq.device import DeviceDescription, DeviceProfile, LatencyPoint, Phase
 from llmpq.errors import UnavailableError
 from llmpq.model import ModelShape
 
@@ -49,6 +50,7 @@ class DeviceProfiler:
     def __init__(self, cache: MeasurementCache, links: LinkProfiler) -> None:
         self._cache = cache
         self._links = links
+        self._corrections = CorrectionStore(cache)
 
     async def profiles(
         self,
@@ -100,8 +102,11 @@ class DeviceProfiler:
         *,
         is_fresh: bool,
     ) -> DeviceProfile:
-        """Latencies of a device, which depend on its kind and the model's shape, not on its name or the weights."""
-        device = {name: value for name, value in asdict(member.description).items() if not name.startswith("memory_")}
+        """Latencies of a device, which depend on its kind and the model's shape, not on its name or the weights.
+
+        They are as measured, corrected by what runs have shown since.
+        """
+        device = device_kind(member.description)
         subject = {"design": _DESIGN, "device": device, "shape": asdict(model.shape), "group_size": model.group_size}
         parts = {scheme: self._cache.load(LatencyPoint, subject | {"scheme": scheme}) for scheme in ("", *schemes)}
         missing = [scheme for scheme in schemes if is_fresh or parts[scheme] is None or parts[""] is None]
@@ -109,12 +114,19 @@ class DeviceProfiler:
             doing = f"Measuring device {member.device_id} on a layer of the model"
             report(f"{doing}.")
             async with StageLink.opened(member) as stage:
-                points = await stage.profile(model.model, missing, model.group_size, counting(report, doing, "points"))
+                found = await stage.profile(model.model, missing, model.group_size, counting(report, doing, "points"))
             for scheme in ("", *missing):
-                parts[scheme] = tuple(point for point in points if point.scheme == scheme)
+                parts[scheme] = tuple(point for point in found if point.scheme == scheme)
                 self._cache.save(subject | {"scheme": scheme}, parts[scheme] or ())
-        measured = tuple(point for scheme in ("", *schemes) for point in parts[scheme] or ())
-        return DeviceProfile(member.device_id, member.description, measured)
+            if is_fresh:
+                self._corrections.forget(member.description, model.shape)
+        correction = self._corrections.of(member.description, model.shape)
+        points = tuple(correction.applied(point) for scheme in ("", *schemes) for point in parts[scheme] or ())
+        return DeviceProfile(member.device_id, member.description, points)
+
+    def learn(self, description: DeviceDescription, shape: ModelShape, ratios: Mapping[Phase, float]) -> None:
+        """Lets plans to come profit from a run: `ratios` are measured over predicted times of a stage."""
+        self._corrections.learn(description, shape, ratios)
 
 
 async def _unless_unavailable(profiling: Awaitable[DeviceProfile]) -> DeviceProfile | UnavailableError:

@@ -14,6 +14,8 @@ from llmpq.stage_load import LoadProgress
 
 #: Latest frames that a median is taken over.
 _WINDOW = 512
+#: Full micro-batches without which a run says nothing about a device.
+_MIN_FULL = 3
 
 
 class StageMeter:
@@ -60,6 +62,15 @@ class StageMeter:
             activity=self._load.activity,
         )
 
+    def ratios(self) -> dict[Phase, float]:
+        """Measured over predicted time of a full micro-batch, in the phases that had enough of them."""
+        predicted_ms = {Phase.PREFILL: self._stage.prefill_ms, Phase.DECODE: self._stage.decode_ms}
+        return {
+            phase: median(self._full[phase]) / 1e6 / predicted_ms[phase]
+            for phase in Phase
+            if len(self._full[phase]) >= _MIN_FULL and predicted_ms[phase]
+        }
+
     def _median_ms(self, phase: Phase) -> float:
         durations = self._full[phase] or self._all[phase]
         return median(durations) / 1e6 if durations else 0.0
@@ -90,3 +101,7 @@ class PlanMeter:
         """One report a stage."""
         running_s = time.monotonic() - self._started if self._started is not None else 0.0
         return tuple(stage.report(running_s) for stage in self._stages)
+
+    def ratios(self) -> list[dict[Phase, float]]:
+        """Of each stage, see `StageMeter.ratios`."""
+        return [stage.ratios() for stage in self._stages]

@@ -27,6 +27,13 @@ def large_blocks_apart() -> Iterator[None]:
         _set_large(_USUAL_LARGE_BYTES)
 
 
+def give_back_free_memory() -> None:
+    """Returns all that was freed to the operating system, if the C library is glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def _set_large(num_bytes: int) -> None:
     mallopt = _mallopt()
     if mallopt is not None:

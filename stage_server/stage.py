@@ -22,6 +22,7 @@ from llmpq.stored_layers import read_stored_layers
 from stage_server.deployment import Deployment
 from stage_server.device import ComputeDevice
 from stage_server.families import DecoderSpec
+from stage_server.host_memory import give_back_free_memory
 from stage_server.kv_cache import KvCache
 from stage_server.load_check import (
     check_group_size,
@@ -127,6 +128,7 @@ class Stage:
             profiler = LayerProfiler(loader, self.device, chosen, group_size)
             async for point in self._iterate(profiler.points()):
                 yield point, profiler.num_points
+            give_back_free_memory()
 
     async def rate(self, request: RatingRequest) -> AsyncIterator[RatingProgress]:
         """Rates the layers of a model.
@@ -180,6 +182,7 @@ class Stage:
     async def _load_weights(self, load: StageLoad, key: tuple[object, ...]) -> AsyncIterator[LoadProgress]:
         self._activity = "Opening the model."
         loader = await self._on_thread(self._open, load.model)
+        self.runtime_bytes = process_bytes()
         slice_load = SliceLoad(loader, self.device, load)
         progress = LoadProgress(0, len(load.layers))
         async for step in self._advance(slice_load.steps()):
@@ -219,6 +222,7 @@ class Stage:
 
     def _release_weights(self) -> None:
         self._held = None
+        give_back_free_memory()
         self.memory = StageMemory(budget_bytes=self.memory.budget_bytes)
 
     @asynccontextmanager

@@ -28,7 +28,8 @@ def status(
       llmpq status --coordinator host:50051
       llmpq status 0c5e --coordinator host:50051
 
-    One batch is shown with its plan, and predicted beside measured times.
+    Of the newest batch, or the one that is named, times of each stage are
+    shown as predicted and as measured.
 
     [bold]JSON keys[/bold]: planner_address, stages, batches; for one batch those of
     `run-batch`, and plan.
@@ -61,6 +62,9 @@ def _show_cluster(cluster: Cluster, batches: list[Batch], *, as_json: bool) -> N
         return
     stdout.print(cluster_table(cluster))
     stdout.print(batch_table(batches))
+    latest = next((batch for batch in batches if batch.plan), None)
+    if latest and latest.plan:
+        stdout.print(stage_table(latest, latest.plan))
 
 
 async def _batch(client: Client, batch_id: str) -> Batch:
@@ -70,4 +74,5 @@ async def _batch(client: Client, batch_id: str) -> Batch:
 
 async def _cluster(client: Client) -> tuple[Cluster, list[Batch]]:
     async with client:
-        return await client.cluster(), [batch async for batch in client.list()]
+        batches = [batch async for batch in client.list()]
+        return await client.cluster(), [await client.get(batch.batch_id) for batch in batches[:1]] + batches[1:]

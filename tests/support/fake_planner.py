@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any, Self
 
 import grpc
 
 from llmpq.errors import PreconditionError
 from llmpq.messages import from_message, to_message
-from llmpq.plan import LayerPrecision, Plan, PlanningProblem, StagePlan
+from llmpq.plan import LayerPrecision, Plan, PlanningProblem, StageMemory, StagePlan
 from llmpq.rpc import serving
 from llmpq.v1 import plan_pb2, planner_service_pb2_grpc
 from llmpq.v1 import planner_service_pb2 as pb
+
+#: What it predicts that the layers of any stage take.
+LAYER_BYTES = 3_000_000
 
 
 class FakePlanner(planner_service_pb2_grpc.PlannerServiceServicer):
@@ -21,6 +25,7 @@ class FakePlanner(planner_service_pb2_grpc.PlannerServiceServicer):
 
     Attributes:
         problems: Every problem it was asked.
+        evaluated: Every plan it was asked to evaluate.
         min_devices: With fewer there is no feasible plan.
         max_prefill_tokens: Of its plans.
         infeasible_strategy: A strategy that finds no plan.
@@ -28,6 +33,7 @@ class FakePlanner(planner_service_pb2_grpc.PlannerServiceServicer):
 
     def __init__(self) -> None:
         self.problems: list[PlanningProblem] = []
+        self.evaluated: list[Plan] = []
         self.min_devices = 1
         self.max_prefill_tokens = 32
         self.infeasible_strategy = "uniform"
@@ -48,6 +54,14 @@ class FakePlanner(planner_service_pb2_grpc.PlannerServiceServicer):
         if len(problem.devices) < self.min_devices or problem.options.strategy == self.infeasible_strategy:
             raise PreconditionError("No plan fits the devices.", reason="INFEASIBLE", subject="devices")
         yield pb.CreatePlanResponse(plan=to_message(self._plan(problem), plan_pb2.Plan))
+
+    async def EvaluatePlan(self, request: pb.EvaluatePlanRequest, context: Any) -> pb.EvaluatePlanResponse:  # noqa: ARG002, N802
+        """Predicts the same of every stage."""
+        plan = from_message(Plan, request.plan)
+        self.evaluated.append(plan)
+        memory = StageMemory(layer_bytes=LAYER_BYTES)
+        stages = tuple(replace(stage, memory=memory, prefill_ms=4.0, decode_ms=1.0) for stage in plan.stages)
+        return pb.EvaluatePlanResponse(plan=to_message(replace(plan, stages=stages), plan_pb2.Plan))
 
     def _plan(self, problem: PlanningProblem) -> Plan:
         devices = problem.devices[: problem.shape.num_layers]

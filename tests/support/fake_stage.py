@@ -23,6 +23,7 @@ from llmpq.frames import DataType, Frame, FrameOutput, StageTiming, decode_frame
 from llmpq.messages import to_message
 from llmpq.rpc import open_channel, serving
 from llmpq.rpc.data_plane import ForwardStream, add_forward_handler
+from llmpq.rpc.link_probe import PROBE_DEPLOYMENT
 from llmpq.v1 import coordinator_service_pb2 as coordinator_pb
 from llmpq.v1 import coordinator_service_pb2_grpc, plan_pb2, stage_service_pb2_grpc
 from llmpq.v1 import stage_service_pb2 as pb
@@ -30,6 +31,8 @@ from llmpq.v1 import stage_service_pb2 as pb
 #: Token ids of the letters a to z in the byte-level tokenizer of `opt_bytes`; answers are made of these.
 LETTERS = tuple(range(67, 93))
 COMPUTE_NS = 2_000_000
+LINK_LATENCY_NS = 300_000
+PROCESS_BYTES, RUNTIME_BYTES = 5_000_000, 1_000_000
 
 
 def next_token(tokens: Sequence[int], seed: int = 0) -> int:
@@ -64,9 +67,11 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         loads: Every LoadStage it was asked for.
         frames: Every frame that it computed.
         num_profiled: Calls of ProfileLayers.
+        num_links: Calls of MeasureLink.
         ratings: Every MeasureSensitivity it was asked for.
         load_error: Raised by LoadStage, if set.
         profile_error: Raised by ProfileLayers, if set.
+        link_error: Raised by MeasureLink, if set.
         is_silent: Whether it has stopped sending heartbeats.
     """
 
@@ -94,9 +99,11 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         self.loads: list[pb.LoadStageRequest] = []
         self.frames: list[Frame] = []
         self.num_profiled = 0
+        self.num_links = 0
         self.ratings: list[pb.MeasureSensitivityRequest] = []
         self.load_error: Exception | None = None
         self.profile_error: Exception | None = None
+        self.link_error: Exception | None = None
         self.is_silent = False
         self._coordinator = coordinator
         self._slots: dict[int, list[int]] = {}
@@ -184,13 +191,29 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
             yield pb.LoadStageResponse(layers_done=done, layers_total=len(request.layers), memory=memory)
 
     async def GetStage(self, request: pb.GetStageRequest, context: Any) -> pb.GetStageResponse:  # noqa: ARG002, N802
-        """Says what plan is loaded."""
-        return pb.GetStageResponse(plan_hash=self.loads[-1].plan_hash if self.loads else "")
+        """Says what plan is loaded, and how much the process takes."""
+        plan_hash = self.loads[-1].plan_hash if self.loads else ""
+        return pb.GetStageResponse(plan_hash=plan_hash, process_bytes=PROCESS_BYTES, runtime_bytes=RUNTIME_BYTES)
+
+    async def UnloadStage(self, request: pb.UnloadStageRequest, context: Any) -> pb.UnloadStageResponse:  # noqa: ARG002, N802
+        """Frees nothing."""
+        return pb.UnloadStageResponse()
+
+    async def MeasureLink(self, request: pb.MeasureLinkRequest, context: Any) -> pb.MeasureLinkResponse:  # noqa: ARG002, N802
+        """Every link is the same."""
+        if self.link_error:
+            raise self.link_error
+        self.num_links += 1
+        link = plan_pb2.LinkProfile(sender_id=self.device_id, latency_ns=LINK_LATENCY_NS, bytes_per_s=10**9)
+        return pb.MeasureLinkResponse(link=link)
 
     async def forward(self, incoming: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:  # noqa: ARG002
         """ActivationService.Forward."""
         async for raw in incoming:
             frame = decode_frame(raw)
+            if frame.deployment_id == PROBE_DEPLOYMENT:
+                yield encode_ack(frame.frame_id)
+                continue
             if not self.loads or frame.deployment_id != self.loads[-1].deployment_id:
                 raise PreconditionError("Another deployment is loaded.", subject=frame.deployment_id)
             yield encode_ack(frame.frame_id)

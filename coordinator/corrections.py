@@ -1,0 +1,79 @@
+"""What runs teach about profiles: the ratio of measured to predicted times of a kind of device, in each phase."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from coordinator.measurements import MeasurementCache
+from llmpq.device import DeviceDescription, LatencyPoint, ModelPart, Phase
+from llmpq.model import ModelShape
+
+#: Share of what a run shows that is taken over: one run may have been disturbed.
+_GAIN = 0.5
+#: A run that was off by more than this says nothing about the device.
+_MAX_RATIO = 3.0
+
+
+@dataclass(frozen=True)
+class LatencyCorrection:
+    """Factors on the times of layers in a profile.
+
+    Attributes:
+        prefill: Of prefill points.
+        decode: Of decode points.
+        num_runs: Batches that it was learned from.
+    """
+
+    prefill: float = 1.0
+    decode: float = 1.0
+    num_runs: int = 0
+
+    def learned(self, ratios: Mapping[Phase, float]) -> "LatencyCorrection":
+        """After a run that was predicted with this correction; a ratio is measured over predicted."""
+        steps = {phase: ratio**_GAIN for phase, ratio in ratios.items() if 1 / _MAX_RATIO <= ratio <= _MAX_RATIO}
+        if not steps:
+            return self
+        return LatencyCorrection(
+            prefill=self.prefill * steps.get(Phase.PREFILL, 1.0),
+            decode=self.decode * steps.get(Phase.DECODE, 1.0),
+            num_runs=self.num_runs + 1,
+        )
+
+    def applied(self, point: LatencyPoint) -> LatencyPoint:
+        """The point as it is to be planned with: those of layers are corrected."""
+        if point.part is not ModelPart.LAYER:
+            return point
+        factor = self.prefill if point.phase is Phase.PREFILL else self.decode
+        return replace(point, duration_ns=max(round(point.duration_ns * factor), 1))
+
+
+class CorrectionStore:
+    """Corrections by kind of device and shape of model, beside the profiles.
+
+    Args:
+        cache: Where they are kept.
+    """
+
+    def __init__(self, cache: MeasurementCache) -> None:
+        self._cache = cache
+
+    def of(self, device: DeviceDescription, shape: ModelShape) -> LatencyCorrection:
+        """The correction; none where no batch has run yet."""
+        return (self._cache.load(LatencyCorrection, _subject(device, shape)) or (LatencyCorrection(),))[0]
+
+    def learn(self, device: DeviceDescription, shape: ModelShape, ratios: Mapping[Phase, float]) -> None:
+        """Takes measured over predicted times of a run."""
+        self._cache.save(_subject(device, shape), (self.of(device, shape).learned(ratios),))
+
+    def forget(self, device: DeviceDescription, shape: ModelShape) -> None:
+        """Starts again, as after a new profile."""
+        self._cache.save(_subject(device, shape), (LatencyCorrection(),))
+
+
+def device_kind(device: DeviceDescription) -> dict[str, Any]:
+    """What latencies depend on of a device: not on its memory."""
+    return {name: value for name, value in asdict(device).items() if not name.startswith("memory_")}
+
+
+def _subject(device: DeviceDescription, shape: ModelShape) -> dict[str, Any]:
+    return {"device": device_kind(device), "shape": asdict(shape)}

@@ -1,0 +1,49 @@
+"""What runs teach about profiles."""
+
+from pathlib import Path
+
+import pytest
+
+from coordinator.corrections import CorrectionStore, LatencyCorrection
+from coordinator.measurements import MeasurementCache
+from llmpq.device import DeviceDescription, LatencyPoint, ModelPart, Phase
+from llmpq.model import ModelShape
+
+DEVICE = DeviceDescription("cpu", "test", "avx2", 1, 2 * 10**9, 10**9, ("w16",), 4)
+SHAPE = ModelShape("llama", 2, 64, 128, 4, 2, 16, 256, 512, gated_ffn=True, tied_embeddings=True)
+
+
+def test_repeated_runs_converge_to_what_is_measured() -> None:
+    """A device that is 40 % slower in decode than profiled is planned with its true speed after a few runs."""
+    correction = LatencyCorrection()
+    for _ in range(8):
+        correction = correction.learned({Phase.DECODE: 1.4 / correction.decode})
+    assert correction.decode == pytest.approx(1.4, rel=0.01)
+    assert correction.prefill == 1.0
+    assert correction.num_runs == 8
+
+
+def test_a_run_that_was_far_off_teaches_nothing() -> None:
+    """A host that was busy with something else for a whole run does not spoil the profile."""
+    assert LatencyCorrection().learned({Phase.DECODE: 5.0, Phase.PREFILL: 0.1}) == LatencyCorrection()
+
+
+def test_only_layers_of_the_phase_are_corrected() -> None:
+    """Prefill points of layers take prefill's factor; those of the head stay as measured."""
+    correction = LatencyCorrection(prefill=2.0, decode=3.0, num_runs=1)
+    layer = LatencyPoint(ModelPart.LAYER, "w16", Phase.PREFILL, 1, 16, 0, 1000)
+    head = LatencyPoint(ModelPart.HEAD, "", Phase.DECODE, 1, 1, 0, 1000)
+    assert correction.applied(layer).duration_ns == 2000
+    assert correction.applied(head) == head
+
+
+def test_corrections_outlive_the_process_and_belong_to_a_kind_of_device(tmp_path: Path) -> None:
+    """They are read again from the same directory, hold for another memory budget, and not for another CPU class."""
+    CorrectionStore(MeasurementCache(tmp_path)).learn(DEVICE, SHAPE, {Phase.PREFILL: 1.21})
+    again = CorrectionStore(MeasurementCache(tmp_path))
+    roomier = DeviceDescription("cpu", "test", "avx2", 1, 4 * 10**9, 3 * 10**9, ("w16",), 4)
+    other = DeviceDescription("cpu", "test", "sse4", 1, 2 * 10**9, 10**9, ("w16",), 4)
+    assert again.of(roomier, SHAPE).prefill == pytest.approx(1.1)
+    assert again.of(other, SHAPE) == LatencyCorrection()
+    again.forget(DEVICE, SHAPE)
+    assert again.of(DEVICE, SHAPE) == LatencyCorrection()
