@@ -82,7 +82,7 @@ class Comparison:
                 systems.append(await stack.enter_async_context(mesh))
             for choice in peers:
                 self._note(f"Starting {choice.name} ...")
-                arguments = _arguments(files, workload)
+                arguments = _arguments(files, workload, windows)
                 try:
                     peer = PeerSystem.started(choice, arguments, files.made / f"{choice.name}.log")
                     systems.append(await stack.enter_async_context(peer))
@@ -131,7 +131,7 @@ def _end_on_sigterm() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
-def _arguments(files: BenchFiles, workload: Workload) -> dict[str, Any]:
+def _arguments(files: BenchFiles, workload: Workload, windows: Sequence[Sequence[int]]) -> dict[str, Any]:
     return {
         "model": str(files.directory),
         "gguf": files.gguf,
@@ -139,4 +139,5 @@ def _arguments(files: BenchFiles, workload: Workload) -> dict[str, Any]:
         "cache": str(files.made),
         "num_sequences": len(workload.prompts),
         "max_length": workload.max_length,
+        "max_window": max(map(len, windows), default=0),
     }

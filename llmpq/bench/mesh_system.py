@@ -19,6 +19,7 @@ from llmpq.cluster_file import local_cluster
 from llmpq.errors import InternalError
 from llmpq.local_mesh import local_mesh
 from llmpq.plan import PlanOptions
+from llmpq.trace import FrameTrace
 
 
 class MeshSystem:
@@ -58,7 +59,8 @@ class MeshSystem:
         ]
         started = time.monotonic()
         batch = await self._batch(requests, ignore_stop=not workload.stops)
-        return Run(batch.running_s, batch.generated_tokens, job_s=time.monotonic() - started)
+        job_s = time.monotonic() - started
+        return Run(batch.running_s, batch.generated_tokens, _steps(await self._client.trace(batch.batch_id)), job_s)
 
     async def score(self, windows: Sequence[Sequence[int]]) -> float:
         """See `System`."""
@@ -82,5 +84,12 @@ class MeshSystem:
         async for latest in self._client.watch(batch.batch_id):
             batch = latest
         if batch.requests_completed != len(requests):
-            raise InternalError(f"{self.name}: the batch {batch.state.label}: {batch.status_message}")
+            failed = [result.json async for result in self._client.results(batch.batch_id) if result.is_error]
+            raise InternalError(f"{self.name}: {batch.status_message} {failed[0] if failed else ''}", subject=self.name)
         return batch
+
+
+def _steps(frames: Sequence[FrameTrace]) -> tuple[tuple[float, int], ...]:
+    """When each frame came back, in seconds since the first one was sent, and how many tokens it brought."""
+    begun = min(frame.sent_unix_ns for frame in frames)
+    return tuple(((frame.received_unix_ns - begun) / 1e9, frame.num_results) for frame in frames)

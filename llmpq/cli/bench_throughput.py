@@ -3,6 +3,7 @@
 import asyncio
 from importlib.resources import files
 from pathlib import Path
+from signal import SIGTERM
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +22,7 @@ from llmpq.cli.options import known_scheme
 from llmpq.cli.terminal import note
 from llmpq.model import read_shape
 
-#: Tokens of a window that perplexity is measured over.
+#: Tokens of a window that perplexity is measured over, if the model's context has so many.
 _WINDOW = 1024
 
 
@@ -93,23 +94,28 @@ def throughput(
     found = bench_files(model)
     tokenizer = load_tokenizer(model)
     words = encoder(tokenizer)(_text(text))
+    max_positions = read_shape(model).max_positions
     if lengths:
-        stops = [tokenizer.eos_token_id]
-        workload = sharegpt_lengths(words, requests, stops, read_shape(model).max_positions)
+        workload = sharegpt_lengths(words, requests, [tokenizer.eos_token_id], max_positions)
     else:
         workload = equal_lengths(words, requests, prompt_len, gen_len)
-    windows = [words[at : at + _WINDOW] for at in range(0, min(quality_tokens, len(words)), _WINDOW)]
+    window = min(_WINDOW, max_positions)
+    scored = words[:quality_tokens]
+    windows = [scored[at : at + window] for at in range(0, len(scored), window)]
     document = {
         "machine": describe_machine(),
         "model": str(found.source),
         "workload": workload.name,
-        "text": {"tokens": sum(map(len, windows)), "window": _WINDOW},
+        "text": {"tokens": len(scored), "window": window},
     }
     comparison = Comparison(document, Path(json_file) if json_file not in {"", "-"} else None, note)
     if add:
         comparison.take_up(Path(json_file))
     meshes = [(name, count) for name in scheme for count in stages]
-    asyncio.run(comparison.measure(found, meshes, choices, (workload, windows), runs, has_phases=phases))
+    try:
+        asyncio.run(comparison.measure(found, meshes, choices, (workload, windows), runs, has_phases=phases))
+    except asyncio.CancelledError:
+        raise typer.Exit(128 + SIGTERM) from None
     title = f"{workload.name} tokens, {found.source.name}"
     measured = comparison.document
     publish(measured, _table(title, measured), _bars(measured), title=title, json_file=json_file, picture=picture)

@@ -4,15 +4,29 @@ import json
 from collections import defaultdict
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from fake_coordinator import FakeCoordinator
+from terminal import Terminal
 
 from llmpq.device import Phase
 from llmpq.frames import StageTiming
+from llmpq.messages import to_message
 from llmpq.trace import FrameTrace, aligned, clock_offsets_ns, stage_times, transits_ns
 from llmpq.trace_events import trace_document
+from llmpq.v1 import coordinator_service_pb2 as pb
 
 MS = 1_000_000
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """An input file of one request."""
+    path = tmp_path / "in.jsonl"
+    request = {"custom_id": "r", "method": "POST", "url": "/v1/completions", "body": {"prompt": "Hi"}}
+    path.write_text(json.dumps(request) + "\n")
+    return path
 
 
 def frame(frame_id: int, sent: int, stages: list[tuple[int, int, int]], received: int, **fields: object) -> FrameTrace:
@@ -113,3 +127,41 @@ def test_an_empty_trace_is_a_trace() -> None:
     """A batch none of whose frames is back yet has names of tracks and nothing else."""
     assert {event["ph"] for event in trace_document([], ["one"])["traceEvents"]} == {"M"}
     assert stage_times([]) == []
+
+
+def test_a_trace_is_shown_and_written(
+    terminal: Terminal, background_coordinator: FakeCoordinator, prompts: Path, tmp_path: Path
+) -> None:
+    """The table divides each stage's time; the file opens in Perfetto; the keys of the document are stable."""
+    background_coordinator.frames = [to_message(one, pb.FrameTrace) for one in FRAMES]
+    address = background_coordinator.address
+    run = ("--coordinator", address, "--model", "m", "-o", tmp_path / "out.jsonl", "--json")
+    batch_id = json.loads(terminal.run("run-batch", "-i", prompts, *run).out)["batch_id"]
+
+    shown = terminal.run("trace", batch_id, "--coordinator", address, "-o", tmp_path / "trace.json")
+    document = json.loads(terminal.run("trace", batch_id, "--coordinator", address, "--json").out)
+
+    assert shown.status == 0
+    assert "fast" in shown.out
+    assert json.loads((tmp_path / "trace.json").read_text()) == trace_document(FRAMES, ["fast", "slow"])
+    assert document["frames"] == 3
+    assert document["wall_s"] == pytest.approx(0.046)
+    assert document["hops_ms"] == [1.0, 1.0, 1.0]
+    fast, slow = document["stages"]
+    assert fast == {
+        "device_id": "fast",
+        "clock_moved_s": 0,
+        "prefill": 0.009,
+        "decode": 0.01,
+        "input": 0.017,
+        "output": 0.003,
+    }
+    assert slow["device_id"] == "slow"
+
+
+def test_a_trace_of_no_batch_is_refused(terminal: Terminal, address: str) -> None:
+    """The error names it."""
+    outcome = terminal.run("trace", "nothing", "--coordinator", address)
+
+    assert outcome.status == 1
+    assert "nothing" in outcome.err

@@ -35,6 +35,7 @@ class FakeCoordinator(CoordinatorServiceServicer):
         is_stuck: Batches never end, and no result comes.
         submissions: Options of every submission.
         rating_options: Options of every RateLayers.
+        frames: The trace of every batch.
     """
 
     address: str = ""
@@ -45,6 +46,7 @@ class FakeCoordinator(CoordinatorServiceServicer):
     final_state: pb.BatchState.ValueType = pb.BATCH_STATE_COMPLETED
     submissions: list[pb.BatchOptions] = field(default_factory=list)
     rating_options: list[plan_pb2.PlanOptions] = field(default_factory=list)
+    frames: list[pb.FrameTrace] = field(default_factory=list)
     batches: dict[str, pb.Batch] = field(default_factory=dict)
     outcomes: dict[str, list[pb.GetResultsResponse]] = field(default_factory=dict)
 
@@ -132,6 +134,12 @@ class FakeCoordinator(CoordinatorServiceServicer):
         batch = self._find(request.batch_id)
         batch.state = pb.BATCH_STATE_CANCELLED
         return pb.CancelBatchResponse(batch=batch)
+
+    async def GetTrace(self, request: pb.GetTraceRequest, _context: object) -> AsyncIterator[pb.GetTraceResponse]:  # noqa: N802
+        """Sends one frame a message."""
+        self._find(request.batch_id)
+        for frame in self.frames:
+            yield pb.GetTraceResponse(frames=[frame])
 
     async def GetCluster(self, _request: pb.GetClusterRequest, _context: object) -> pb.GetClusterResponse:  # noqa: N802
         """Has one member."""

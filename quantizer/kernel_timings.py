@@ -1,7 +1,11 @@
-"""What `kernels.py` times: our layers of every scheme, and what torch has."""
+"""How fast linear layers of every scheme are on this CPU, beside what torch has.
+
+Contenders take turns, so that what disturbs one disturbs all, and each finds its weights in memory, not in the cache:
+between two of its turns the others have read theirs. Times are medians; ratios are to the faster of torch's two float32
+products.
+"""
 
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,8 +23,6 @@ from quantizer.methods import round_weight
 from quantizer.multi_path import MultiPathLinear
 from quantizer.native.library import kernels
 from quantizer.rounding import round_rows
-
-HEADER = f"{'rows':>5}  {'contender':26} {'ms':>9} {'GFLOP/s':>8} {'ratio':>6}  path"
 
 _GROUP_SIZE = 64
 _FLOAT_PRODUCTS = ("fp32 torch", "fp32 oneDNN")
@@ -49,13 +51,9 @@ class Timing:
     gflop_per_s: float
     ratio: float
 
-    def __str__(self) -> str:
-        figures = f"{self.ms:9.3f} {self.gflop_per_s:8.0f} {self.ratio:6.2f}"
-        return f"{self.rows:5}  {self.name:26} {figures}  {self.path}"
 
-
-def describe_machine() -> dict[str, str]:
-    """What the figures hold for."""
+def describe_process() -> dict[str, str]:
+    """What of the machine this process uses."""
     native = kernels()
     return {
         "cpu": cpu_name(),
@@ -63,8 +61,6 @@ def describe_machine() -> dict[str, str]:
         "native kernels": native.instruction_set if native is not None else "none",
         "torch": f"{torch.__version__} for {torch.backends.cpu.get_cpu_capability()}",
         "oneDNN": os.environ.get("ONEDNN_MAX_CPU_ISA", "not limited"),
-        "system": platform.platform(),
-        "load before": " ".join(f"{load:.1f}" for load in os.getloadavg()),
     }
 
 
