@@ -109,7 +109,7 @@ class Deployment:
         try:
             async with ForwardStream(self.load.next_address) as next_stage, asyncio.TaskGroup() as tasks:
                 tasks.create_task(next_stage.watch())
-                tasks.create_task(self._compute_and_forward(next_stage))
+                tasks.create_task(self._compute_and_forward(next_stage, tasks))
         except* MeshError as group:
             self._fail(cast("MeshError", _first(group)))
         except* Exception as group:  # a failing kernel must reach the coordinator, not vanish in a task
@@ -119,17 +119,21 @@ class Deployment:
                 InternalError(f"Stage {self.load.stage} failed to compute: {type(cause).__name__}; see its log."),
             )
 
-    async def _compute_and_forward(self, next_stage: ForwardStream) -> None:
+    async def _compute_and_forward(self, next_stage: ForwardStream, tasks: asyncio.TaskGroup) -> None:
+        """Computes one frame after another, each while the result of the one before is on its way out."""
         loop = asyncio.get_running_loop()
-        idle_since = time.perf_counter_ns()
+        sending: asyncio.Task[None] | None = None
         while True:
+            idle_since = time.perf_counter_ns()
             frame, arrived_ns = await self._arrived.get()
             self._is_computing = True
             self.counters.idle_ns += time.perf_counter_ns() - idle_since
             result = await loop.run_in_executor(self._executor, self._compute, frame, arrived_ns)
-            idle_since = time.perf_counter_ns()
             self._is_computing = False
-            await next_stage.send(encode_frame(result))
+            if sending is not None:  # the next stage's window is full: this stage waits too
+                await sending
+            sending = tasks.create_task(next_stage.send(encode_frame(result)))
+            await asyncio.sleep(0)  # sending begins before computing, which may share its core, goes on
 
     def _compute(self, frame: Frame, arrived_ns: int) -> Frame:
         """On the compute thread: this stage's part of a frame."""
