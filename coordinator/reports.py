@@ -11,6 +11,7 @@ from llmpq.frames import StageTiming
 from llmpq.plan import Plan, StagePlan
 from llmpq.schedule.scheduler import MicroBatch
 from llmpq.stage_load import LoadProgress
+from llmpq.trace import gaps
 
 #: Latest frames that a median is taken over.
 _WINDOW = 512
@@ -33,18 +34,25 @@ class StageMeter:
         self._full: dict[Phase, deque[int]] = {phase: deque(maxlen=_WINDOW) for phase in Phase}
         self._all: dict[Phase, deque[int]] = {phase: deque(maxlen=_WINDOW) for phase in Phase}
         self._busy_ns = 0
+        self._waiting_input_ns = 0
+        self._waiting_output_ns = 0
+        self._last: StageTiming | None = None
 
     def loaded(self, progress: LoadProgress) -> None:
         """Takes how far its load is."""
         self._load = progress
 
-    def computed(self, micro_batch: MicroBatch, compute_ns: int) -> None:
-        """Takes the time of one frame."""
-        phase = micro_batch.phase
+    def computed(self, micro_batch: MicroBatch, timing: StageTiming) -> None:
+        """Takes the times of one frame; frames come in the order in which they were computed."""
+        phase, compute_ns = micro_batch.phase, timing.compute_ns
         self._all[phase].append(compute_ns)
         if len(micro_batch.pieces) == self._full_sequences[phase]:
             self._full[phase].append(compute_ns)
         self._busy_ns += compute_ns
+        for gap in gaps((self._last, timing)) if self._last is not None else ():
+            self._waiting_input_ns += gap.arrived - gap.since
+            self._waiting_output_ns += gap.until - gap.arrived
+        self._last = timing
 
     def report(self, running_s: float) -> StageReport:
         """The report after so many seconds of running."""
@@ -58,7 +66,9 @@ class StageMeter:
             measured_prefill_ms=self._median_ms(Phase.PREFILL),
             predicted_decode_ms=self._stage.decode_ms,
             measured_decode_ms=self._median_ms(Phase.DECODE),
-            busy_ratio=min(self._busy_ns / 1e9 / running_s, 1.0) if running_s else 0.0,
+            busy_ratio=_share(self._busy_ns, running_s),
+            waiting_input_ratio=_share(self._waiting_input_ns, running_s),
+            waiting_output_ratio=_share(self._waiting_output_ns, running_s),
             activity=self._load.activity,
         )
 
@@ -74,6 +84,10 @@ class StageMeter:
     def _median_ms(self, phase: Phase) -> float:
         durations = self._full[phase] or self._all[phase]
         return median(durations) / 1e6 if durations else 0.0
+
+
+def _share(time_ns: int, running_s: float) -> float:
+    return min(time_ns / 1e9 / running_s, 1.0) if running_s else 0.0
 
 
 class PlanMeter:
@@ -95,7 +109,7 @@ class PlanMeter:
     def computed(self, micro_batch: MicroBatch, timings: Iterable[StageTiming]) -> None:
         """Takes the times of one frame on its way through the stages."""
         for timing in timings:
-            self._stages[timing.stage].computed(micro_batch, timing.compute_ns)
+            self._stages[timing.stage].computed(micro_batch, timing)
 
     def reports(self) -> tuple[StageReport, ...]:
         """One report a stage."""

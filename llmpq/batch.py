@@ -58,6 +58,8 @@ class StageReport:
     busy_ratio: float
     memory: StageMemory | None = None
     activity: str = ""
+    waiting_input_ratio: float = 0.0
+    waiting_output_ratio: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,8 @@ def _stage_report(planned: StagePlan, measured: StageReport) -> dict[str, Any]:
         "predicted_decode_ms": measured.predicted_decode_ms,
         "measured_decode_ms": measured.measured_decode_ms,
         "busy_ratio": measured.busy_ratio,
+        "waiting_input_ratio": measured.waiting_input_ratio,
+        "waiting_output_ratio": measured.waiting_output_ratio,
     }
 
 

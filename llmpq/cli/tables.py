@@ -38,7 +38,15 @@ def stage_table(batch: Batch, plan: Plan) -> Table:
     """Predicted beside measured for each stage of a batch."""
     table = plain_table(
         "predicted -> measured, per micro-batch",
-        ("device", "layers", "precisions", "memory used of budget", "prefill ms", "decode ms", "busy"),
+        (
+            "device",
+            "layers",
+            "precisions",
+            "memory used of budget",
+            "prefill ms",
+            "decode ms",
+            "busy, waiting for input, output",
+        ),
     )
     for planned, stage in zip(plan.stages, batch.stages, strict=False):
         table.add_row(
@@ -46,7 +54,7 @@ def stage_table(batch: Batch, plan: Plan) -> Table:
             _memory(stage.memory or planned.memory),
             f"{stage.predicted_prefill_ms:.1f} -> {stage.measured_prefill_ms:.1f}",
             f"{stage.predicted_decode_ms:.2f} -> {stage.measured_decode_ms:.2f}",
-            f"{stage.busy_ratio:.0%}",
+            f"{stage.busy_ratio:.0%}, {stage.waiting_input_ratio:.0%}, {stage.waiting_output_ratio:.0%}",
         )
     return table
 

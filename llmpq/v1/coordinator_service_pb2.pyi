@@ -437,6 +437,8 @@ class StageReport(_message.Message):
     MEASURED_DECODE_MS_FIELD_NUMBER: _builtins.int
     BUSY_RATIO_FIELD_NUMBER: _builtins.int
     ACTIVITY_FIELD_NUMBER: _builtins.int
+    WAITING_INPUT_RATIO_FIELD_NUMBER: _builtins.int
+    WAITING_OUTPUT_RATIO_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """The device."""
     layers_done: _builtins.int
@@ -455,6 +457,10 @@ class StageReport(_message.Message):
     """Share of the running time that the stage computed, 0 to 1."""
     activity: _builtins.str
     """What a stage that loads is doing, for people; empty once it is loaded."""
+    waiting_input_ratio: _builtins.float
+    """Share of the running time that it had no frame to compute."""
+    waiting_output_ratio: _builtins.float
+    """Share of the running time that it had a frame, and handed on the result of the one before."""
     @_builtins.property
     def memory(self) -> _plan_pb2.StageMemory:
         """Memory really used; unset until loaded."""
@@ -472,10 +478,12 @@ class StageReport(_message.Message):
         measured_decode_ms: _builtins.float = ...,
         busy_ratio: _builtins.float = ...,
         activity: _builtins.str = ...,
+        waiting_input_ratio: _builtins.float = ...,
+        waiting_output_ratio: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "busy_ratio", b"busy_ratio", "device_id", b"device_id", "layers_done", b"layers_done", "layers_total", b"layers_total", "measured_decode_ms", b"measured_decode_ms", "measured_prefill_ms", b"measured_prefill_ms", "memory", b"memory", "predicted_decode_ms", b"predicted_decode_ms", "predicted_prefill_ms", b"predicted_prefill_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "busy_ratio", b"busy_ratio", "device_id", b"device_id", "layers_done", b"layers_done", "layers_total", b"layers_total", "measured_decode_ms", b"measured_decode_ms", "measured_prefill_ms", b"measured_prefill_ms", "memory", b"memory", "predicted_decode_ms", b"predicted_decode_ms", "predicted_prefill_ms", b"predicted_prefill_ms", "waiting_input_ratio", b"waiting_input_ratio", "waiting_output_ratio", b"waiting_output_ratio"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -74,3 +74,20 @@ def test_the_busy_ratio_is_a_share() -> None:
     meter.computed(_micro_batch(Phase.DECODE, 3), _timings(3_600_000, 0))
 
     assert [report.busy_ratio for report in meter.reports()] == [pytest.approx(1), 0]
+
+
+def test_time_between_frames_is_waiting_for_input_or_output() -> None:
+    """Until a frame arrives a stage waits for input; a frame that is there already waits for the one before to leave."""
+    meter = PlanMeter(PLAN)
+    meter.started()
+    hour_ns = 3_600_000_000_000
+    for start, wait in ((1, 0), (3, 0), (5, 1)):  # each is computed for an hour
+        timing = StageTiming(0, wait * hour_ns, hour_ns, start * hour_ns)
+        meter.computed(_micro_batch(Phase.DECODE, 3), [timing])
+    stage = meter._stages[0]
+
+    report = stage.report(6 * 3600)
+
+    assert report.busy_ratio == pytest.approx(3 / 6)
+    assert report.waiting_input_ratio == pytest.approx(1 / 6)
+    assert report.waiting_output_ratio == pytest.approx(1 / 6)
