@@ -175,6 +175,8 @@ class PlanEstimate:
     quality_loss: float = 0.0
     gap: float = 0.0
     solve_s: float = 0.0
+    period_s: float = 0.0
+    cost_usd: float = 0.0
 
 
 @dataclass(frozen=True)

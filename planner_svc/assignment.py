@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from planner_svc import placement
 from planner_svc.schedule import Schedule
-from planner_svc.timeline import closed_loops_s
+from planner_svc.timeline import Weights
 
 Floats = NDArray[np.float64]
 
@@ -16,7 +16,8 @@ Floats = NDArray[np.float64]
 class AssignmentProblem:
     """Costs of every choice. All layers have the same shape, so only omega depends on the layer, and what it may have.
 
-    A row of omega may also stand for a group of g layers, if times and bytes are those of g layers.
+    A row of omega may also stand for a group of g layers, if times and bytes are those of g layers. Where cost is the
+    objective, what is called seconds is what these seconds of the pipeline's devices cost in dollars.
 
     Attributes:
         layer_prefill_s: (stages, schemes) seconds of a layer per prefill frame; infinite where the device cannot.
@@ -31,6 +32,7 @@ class AssignmentProblem:
         theta_s: Seconds that a unit of omega is worth.
         quality_budget: Limit on the sum of omega, or None.
         schedule: Numbers of frames, lanes and rounds.
+        deadline_s: Longest time, or None.
     """
 
     layer_prefill_s: Floats
@@ -45,6 +47,7 @@ class AssignmentProblem:
     theta_s: float
     quality_budget: float | None
     schedule: Schedule
+    deadline_s: float | None = None
 
     @property
     def num_layers(self) -> int:
@@ -106,22 +109,24 @@ class AssignmentProblem:
         schedule = self.schedule
         prefill_s = _stage_times(counts, self.layer_prefill_s, self.outside_prefill_s)
         decode_s = _stage_times(counts, self.layer_decode_s, self.outside_decode_s)
-        total_s, slowest_s = _totals(prefill_s, self.link_prefill_s)
-        end_s = total_s + (schedule.num_frames - 1) * slowest_s
-        decode_end_s = closed_loops_s(
-            *_totals(decode_s, self.link_decode_s), num_lanes=schedule.num_lanes, num_rounds=schedule.num_rounds
-        )
-        objective_s = end_s + decode_end_s + self.theta_s * losses
+        end_s = _weighted(schedule.prefill_weights, *_totals(prefill_s, self.link_prefill_s))
+        server, latency = schedule.decode_weights
+        decode = _totals(decode_s, self.link_decode_s)
+        time_s = end_s + np.maximum(_weighted(server, *decode), _weighted(latency, *decode))
+        objective_s = time_s + self.theta_s * losses
         is_over = (counts * self.layer_bytes).sum(axis=2) > self.capacity_bytes
         is_wrong = is_over.any(axis=1) | (counts[:, ~self.is_usable] > 0).any(axis=1) | (counts < 0).any(axis=(1, 2))
         is_wrong |= counts.sum(axis=2).min(axis=1) < 1
         if self.quality_budget is not None:
             is_wrong |= losses > self.quality_budget
+        if self.deadline_s is not None:
+            is_wrong |= time_s > self.deadline_s
         return np.asarray(np.where(is_wrong, np.inf, objective_s))
 
     def without_limits(self) -> "AssignmentProblem":
-        """The same costs with memory for everything and no quality budget."""
-        return replace(self, capacity_bytes=np.full_like(self.capacity_bytes, np.inf), quality_budget=None)
+        """The same costs with memory for everything, no quality budget and no deadline."""
+        unlimited = np.full_like(self.capacity_bytes, np.inf)
+        return replace(self, capacity_bytes=unlimited, quality_budget=None, deadline_s=None)
 
     def quality_only(self) -> "AssignmentProblem":
         """The same layers and memory, with the sum of omega as the only objective."""
@@ -130,7 +135,15 @@ class AssignmentProblem:
             for name in ("outside_prefill_s", "outside_decode_s", "link_prefill_s", "link_decode_s")
         }
         layer_s = np.where(self.is_usable, 0.0, np.inf)
-        return replace(self, layer_prefill_s=layer_s, layer_decode_s=layer_s, theta_s=1.0, quality_budget=None, **free)
+        return replace(
+            self,
+            layer_prefill_s=layer_s,
+            layer_decode_s=layer_s,
+            theta_s=1.0,
+            quality_budget=None,
+            deadline_s=None,
+            **free,
+        )
 
     def time_bound_s(self) -> float:
         """A lower bound on the time, from each stage's fastest scheme, whatever memory and quality say.
@@ -165,6 +178,10 @@ def _stage_times(counts: Floats, layer_s: Floats, outside_s: Floats) -> Floats:
 def _totals(stage_s: Floats, link_s: Floats) -> tuple[Floats, Floats]:
     """(many) seconds of all servers, and of the slowest."""
     return stage_s.sum(axis=1) + link_s.sum(), np.maximum(stage_s.max(axis=1), link_s.max())
+
+
+def _weighted(weights: Weights, total_s: Floats, slowest_s: Floats) -> Floats:
+    return np.asarray(weights[0] * total_s + weights[1] * slowest_s)
 
 
 def _phase_bound(layer_s: Floats, outside_s: Floats, link_s: Floats, num_layers: int) -> tuple[float, float]:

@@ -69,6 +69,7 @@ class Parameters:
         self.server_weights = cp.Parameter(2)
         self.latency_weights = cp.Parameter(2)
         self.theta = cp.Parameter()
+        self.deadline = cp.Parameter()
 
     def load(self, data: ProgramData) -> None:
         """Takes the data of a candidate."""
@@ -162,10 +163,20 @@ def sum_losses(v: Variables, omega: np.ndarray, quality_budget: float | None) ->
     return rows
 
 
+def meet_the_deadline(v: Variables, p: Parameters, deadline_s: float | None) -> list[cp.Constraint]:
+    """T_sum + (P - 1) * T_max of prefill + D <= DEADLINE, if there is one."""
+    if deadline_s is None:
+        return []
+    return [_named("deadline", _prefill_end(v, p) + v.decode_end_s <= p.deadline)]
+
+
 def sum_objective(v: Variables, p: Parameters) -> list[cp.Constraint]:
     """OBJECTIVE = T_sum + (P - 1) * T_max of prefill + D + THETA * Q, with P prefill frames."""
-    prefill_end_s = p.prefill_weights @ cp.hstack([v.prefill_total_s, v.slowest_prefill_s])
-    return [_named("objective", v.objective == prefill_end_s + v.decode_end_s + p.theta * v.loss)]
+    return [_named("objective", v.objective == _prefill_end(v, p) + v.decode_end_s + p.theta * v.loss)]
+
+
+def _prefill_end(v: Variables, p: Parameters) -> cp.Expression:
+    return p.prefill_weights @ cp.hstack([v.prefill_total_s, v.slowest_prefill_s])
 
 
 def _named(name: str, constraint: Any) -> cp.Constraint:

@@ -15,6 +15,7 @@ from planner_svc.workload import Load, Workload
 
 #: Bytes of a token id: what the first stage receives instead of hidden states.
 _TOKEN_BYTES = 4
+SECONDS_PER_HOUR = 3600
 #: Measured links that differ by less than this factor count as equal.
 _ALIKE_LINKS = 2.0
 
@@ -123,6 +124,9 @@ class CostModel:
         prefill_s = schedule.prefill_s(prefill.total_s, prefill.slowest_s)
         decode_s = schedule.decode_s(decode.total_s, decode.slowest_s)
         total_s = prefill_s + decode_s
+        repeated = replace(schedule, is_repeated=True)
+        period_s = repeated.prefill_s(prefill.total_s, prefill.slowest_s)
+        period_s += repeated.decode_s(decode.total_s, decode.slowest_s)
         estimate = PlanEstimate(
             total_s=total_s,
             prefill_s=prefill_s,
@@ -131,8 +135,14 @@ class CostModel:
             quality_loss=self.quality_loss(plan),
             gap=plan.estimate.gap,
             solve_s=plan.estimate.solve_s,
+            period_s=period_s,
+            cost_usd=total_s * self.usd_per_s([stage.device_id for stage in plan.stages]),
         )
         return replace(plan, stages=self._with_figures(plan, schedule), estimate=estimate).with_hash()
+
+    def usd_per_s(self, device_ids: Sequence[str]) -> float:
+        """Price of these devices for a second."""
+        return sum(self.devices[device_id].usd_per_h for device_id in device_ids) / SECONDS_PER_HOUR
 
     def quality_loss(self, plan: Plan) -> float:
         """Sum of omega over the plan's layers."""

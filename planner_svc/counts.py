@@ -108,6 +108,7 @@ class _Program:
         self._time_stages()
         self._close_the_loop()
         self._keep_to_the_budget()
+        self._meet_the_deadline()
         model = highspy.HighsLp()
         model.num_col_, model.num_row_ = self._decode_end + 1, len(self._rows)
         model.col_cost_, model.offset_ = self._costs()
@@ -173,6 +174,13 @@ class _Program:
             row = self._row()
             row[self._num_counts : self._slowest_prefill] = self._omega
             self._rows.append((row, -inf, self._problem.quality_budget))
+
+    def _meet_the_deadline(self) -> None:
+        """PREFILL_WEIGHTS * (T_sum, T_max) + E <= DEADLINE, if there is one."""
+        if self._problem.deadline_s is not None:
+            row, fixed = self._costs()
+            row[self._num_counts : self._slowest_prefill] = 0
+            self._rows.append((row, -inf, self._data.deadline - fixed))
 
     def _costs(self) -> tuple[Floats, float]:
         """What each column adds to the objective, and what is added in any case."""

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from math import ceil, isfinite
 
+import numpy as np
+
 from llmpq.errors import DoesNotFitError, PreconditionError
 from planner_svc.milp import AssignmentModel
 from planner_svc.space import Candidate, SearchSpace, cannot_run_given_schemes
@@ -26,6 +28,13 @@ def explain(space: SearchSpace, *, is_exhaustive: bool) -> PreconditionError:
             reason="TIME_LIMIT",
             subject="problem.options.time_limit_s",
         )
+    if space.options.deadline_s:
+        return PreconditionError(
+            f"No plan that fits the memory and the quality budget, if there is one, ends within "
+            f"{space.options.deadline_s:g} s. Raise the deadline, or add devices.",
+            reason="DEADLINE_INFEASIBLE",
+            subject="problem.options.deadline_s",
+        )
     reachable = _smallest_loss(space)
     return PreconditionError(
         f"No plan that fits the memory has a quality loss within {space.options.quality_budget:g}; "
@@ -38,23 +47,38 @@ def explain(space: SearchSpace, *, is_exhaustive: bool) -> PreconditionError:
 
 def does_not_fit(space: SearchSpace, candidates: Iterable[Candidate]) -> PreconditionError:
     """Names the devices that are short in the candidate that is short of the fewest bytes."""
-    short, order = min(
-        ((space.problem(candidate).short_bytes(), candidate.order) for candidate in candidates),
+    short, candidate = min(
+        ((space.problem(candidate).short_bytes(), candidate) for candidate in candidates),
         key=lambda entry: float(entry[0].sum()),
     )
+    order = candidate.order
     if not isfinite(short.sum()):
         return cannot_run_given_schemes()
     short_bytes = {device_id: ceil(size) for device_id, size in zip(order, short, strict=True) if size}
     worst = max(short_bytes, key=lambda device_id: short_bytes[device_id])
     is_given = space.options.layer_schemes
     compressed = "at the schemes given to its layers" if is_given else "however much it is compressed"
+    remedy = _remedy(space, candidate, float(short.sum()))
     missing = " and ".join(f"device {device_id} is {size:,} bytes short" for device_id, size in short_bytes.items())
     return DoesNotFitError(
-        f"The model does not fit, {compressed}: at best, {missing}. Give so much larger memory budgets, add a "
-        "device, allow lower precisions, or shorten the sequences.",
+        f"The model does not fit, {compressed}: at best, {missing}. {remedy}Give so much larger "
+        "memory budgets, add a device, allow lower precisions, or shorten the sequences.",
         subject=worst,
         metadata={"short_bytes": str(short_bytes[worst])},
     )
+
+
+def _remedy(space: SearchSpace, candidate: Candidate, short_bytes: float) -> str:
+    """How many more of the device that has the most room for layers would do, in words; nothing if none has any."""
+    problem = space.problem(candidate)
+    roomiest = int(problem.capacity_bytes.argmax())
+    layer_bytes = float(np.where(problem.is_usable[roomiest], problem.layer_bytes[roomiest], np.inf).min())
+    layers_each = problem.capacity_bytes[roomiest] // layer_bytes
+    if layers_each < 1:
+        return ""
+    num_devices = ceil(ceil(short_bytes / layer_bytes) / layers_each)
+    devices = "One more device" if num_devices == 1 else f"{num_devices} more devices"
+    return f"{devices} like {candidate.order[roomiest]} would hold it. "
 
 
 def _smallest_loss(space: SearchSpace) -> float:

@@ -54,7 +54,7 @@ class LocalSearch:
                 self._improve(number, [start for _, start in started[number]])
             self._on_progress(Progress(done + 1, len(self._space.candidates), self._best_objective_s))
         if self._best is None:
-            raise explain(self._space, is_exhaustive=self._space.options.quality_budget is not None)
+            raise explain(self._space, is_exhaustive=self._space.has_limits)
         return self._with_gap(self._best)
 
     @property

@@ -60,6 +60,7 @@ class AssignmentModel:
                 *rows.time_decode(v, p),
                 *rows.close_the_loop(v, p),
                 *rows.sum_losses(v, like.omega, like.quality_budget),
+                *rows.meet_the_deadline(v, p, like.deadline_s),
                 *rows.sum_objective(v, p),
             ],
         )

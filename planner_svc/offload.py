@@ -110,7 +110,7 @@ class OffloadingStage:
         scales = np.array([1.0] * 4 + [scale] * 2)
         costs = [0, 0, 0, frames, rounds]
         found = linprog(costs, np.array(rows) / scales[:, None], np.array(limits) / scales, bounds=bounds)
-        return Shares(*found.x[:3]) if found.success else None
+        return Shares(*map(float, found.x[:3])) if found.success else None
 
     def layer_s(self, shares: Shares, phase: Phase, load: Load) -> float:
         """Seconds of one layer for a block."""

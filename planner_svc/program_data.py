@@ -26,6 +26,7 @@ class ProgramData:
         server_weights: (2) of sum and slowest in the decode time when the slowest server never waits.
         latency_weights: (2) the same when no micro-batch waits.
         theta: Objective per unit of loss.
+        deadline: Longest time; infinite if there is none.
     """
 
     unit_s: float
@@ -41,6 +42,7 @@ class ProgramData:
     server_weights: Floats
     latency_weights: Floats
     theta: float
+    deadline: float
 
     @classmethod
     def of(cls, problem: AssignmentProblem) -> "ProgramData":
@@ -59,8 +61,9 @@ class ProgramData:
             link_decode=problem.link_decode_s * decode_scale,
             memory_share=(problem.layer_bytes / problem.capacity_bytes[:, None]).ravel(),
             max_count=np.where(problem.is_usable, float(problem.num_layers), 0.0).ravel(),
-            prefill_weights=np.array([1, frames - 1]) / frames,
-            server_weights=np.array([1, lanes * rounds - 1]) / max(lanes * rounds, 1),
-            latency_weights=np.array([rounds, lanes - 1]) / max(lanes * rounds, 1),
+            prefill_weights=np.array(schedule.prefill_weights) / frames,
+            server_weights=np.array(schedule.decode_weights[0]) / max(lanes * rounds, 1),
+            latency_weights=np.array(schedule.decode_weights[1]) / max(lanes * rounds, 1),
             theta=problem.theta_s / unit_s,
+            deadline=np.inf if problem.deadline_s is None else problem.deadline_s / unit_s,
         )

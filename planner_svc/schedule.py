@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from llmpq.plan import Plan
-from planner_svc.timeline import closed_loop_s, open_loop_s
+from planner_svc.timeline import Weights, closed_loop_weights, open_loop_weights
 from planner_svc.workload import Load, Workload
 
 
@@ -44,6 +44,7 @@ class Schedule:
         decode_load: Mean load of a decode micro-batch: lanes are not full to the end.
         full_prefill_load: Load of a full prefill micro-batch of mean prompts.
         full_decode_load: Load of a full decode micro-batch at the mean cached length.
+        is_repeated: Whether such batches follow one another without a pause; times are then what one adds.
     """
 
     num_frames: int
@@ -53,6 +54,7 @@ class Schedule:
     decode_load: Load
     full_prefill_load: Load
     full_decode_load: Load
+    is_repeated: bool = False
 
     @classmethod
     def of(cls, workload: Workload, setting: Setting, max_prefill_tokens: int) -> "Schedule":
@@ -78,13 +80,27 @@ class Schedule:
             full_decode_load=workload.decode_load(setting.decode_micro_batch),
         )
 
+    @property
+    def prefill_weights(self) -> Weights:
+        """What the sum and the slowest server count for in the time of all prefill frames."""
+        return open_loop_weights(self.num_frames, is_repeated=self.is_repeated)
+
+    @property
+    def decode_weights(self) -> tuple[Weights, Weights]:
+        """The same of all decode rounds, of which the larger branch holds; see `timeline`."""
+        return closed_loop_weights(self.num_lanes, self.num_rounds, is_repeated=self.is_repeated)
+
     def prefill_s(self, total_s: float, slowest_s: float) -> float:
         """Time of all prefill frames; arguments as in `timeline`."""
-        return open_loop_s(total_s=total_s, slowest_s=slowest_s, num_micro_batches=self.num_frames)
+        return _weighted(self.prefill_weights, total_s, slowest_s)
 
     def decode_s(self, total_s: float, slowest_s: float) -> float:
         """Time of all decode rounds; arguments as in `timeline`."""
-        return closed_loop_s(total_s=total_s, slowest_s=slowest_s, num_lanes=self.num_lanes, num_rounds=self.num_rounds)
+        return max(_weighted(weights, total_s, slowest_s) for weights in self.decode_weights)
+
+
+def _weighted(weights: Weights, total_s: float, slowest_s: float) -> float:
+    return weights[0] * total_s + weights[1] * slowest_s
 
 
 def _ceil(dividend: int, divisor: int) -> int:

@@ -1,7 +1,7 @@
 """The search space of one problem: device orders, micro-batch sizes, and the inner problem of each combination."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice, permutations
 
@@ -90,6 +90,11 @@ class SearchSpace:
         loss_s = self.theta_s * float(self.omega.min(axis=1).sum())
         return [time_s + loss_s for time_s in self._time_bounds_s]
 
+    @property
+    def has_limits(self) -> bool:
+        """Whether plans that fit the memory may be refused all the same."""
+        return self.options.quality_budget is not None or bool(self.options.deadline_s)
+
     def orders(self) -> Iterator[Order]:
         """Ordered selections of devices that can hold a layer; of those that differ in names only, one.
 
@@ -166,8 +171,10 @@ class SearchSpace:
         )
 
     def objective_s(self, plan: Plan) -> float:
-        """Time + theta * sum(omega)."""
-        return plan.estimate.total_s + self.theta_s * plan.estimate.quality_loss
+        """What the options ask for the least of (time, time between batches, or dollars), + theta * sum(omega)."""
+        estimate = plan.estimate
+        objectives = {"latency": estimate.total_s, "throughput": estimate.period_s, "cost": estimate.cost_usd}
+        return objectives[self.options.effective_objective] + self.theta_s * estimate.quality_loss
 
     @cached_property
     def _time_bounds_s(self) -> list[float]:
@@ -202,14 +209,17 @@ class SearchSpace:
 
     def _problem(self, candidate: Candidate, theta_s: float) -> AssignmentProblem:
         order, setting = candidate.order, candidate.setting
-        schedule = self.cost.schedule(order, setting)
+        objective = self.options.effective_objective
+        schedule = replace(self.cost.schedule(order, setting), is_repeated=objective == "throughput")
+        price = self.cost.usd_per_s(order) if objective == "cost" else 1.0
         return AssignmentProblem(
-            layer_prefill_s=self._layer_s(order, Phase.PREFILL, schedule.prefill_load),
-            layer_decode_s=self._layer_s(order, Phase.DECODE, schedule.decode_load),
-            outside_prefill_s=self._outside_s(order, schedule.prefill_load),
-            outside_decode_s=self._outside_s(order, schedule.decode_load),
-            link_prefill_s=self._link_s(order, schedule.prefill_load),
-            link_decode_s=self._link_s(order, schedule.decode_load),
+            layer_prefill_s=price * self._layer_s(order, Phase.PREFILL, schedule.prefill_load),
+            layer_decode_s=price * self._layer_s(order, Phase.DECODE, schedule.decode_load),
+            outside_prefill_s=price * self._outside_s(order, schedule.prefill_load),
+            outside_decode_s=price * self._outside_s(order, schedule.decode_load),
+            link_prefill_s=price * self._link_s(order, schedule.prefill_load),
+            link_decode_s=price * self._link_s(order, schedule.decode_load),
+            deadline_s=price * self.options.deadline_s if self.options.deadline_s else None,
             layer_bytes=self._layer_bytes(order, setting),
             capacity_bytes=self._capacity_bytes(order, setting),
             omega=self.omega,

@@ -9,34 +9,44 @@ the next token of a sequence needs the last one. `closed_loop_s` says what that 
 both formulas are exact.
 """
 
-import numpy as np
-from numpy.typing import NDArray
+#: What the sum and the slowest count for in a time.
+Weights = tuple[float, float]
 
-Floats = NDArray[np.float64] | np.float64
+
+def open_loop_weights(num_micro_batches: float, *, is_repeated: bool = False) -> Weights:
+    """Of micro-batches that each pass the pipeline once: total + (num_micro_batches - 1) * slowest.
+
+    Where the same comes again and again without a pause, the pipeline is filled only once: num_micro_batches * slowest.
+    """
+    if num_micro_batches == 0:
+        return 0.0, 0.0
+    return (0.0, num_micro_batches) if is_repeated else (1.0, num_micro_batches - 1)
+
+
+def closed_loop_weights(num_lanes: int, num_rounds: int, *, is_repeated: bool = False) -> tuple[Weights, Weights]:
+    """Of `num_lanes` micro-batches that each pass the pipeline `num_rounds` times, a round after its predecessor.
+
+    The time is the larger of
+
+    - total + (num_lanes * num_rounds - 1) * slowest: the slowest server never waits;
+    - num_rounds * total + (num_lanes - 1) * slowest: no micro-batch ever waits after the first round;
+
+    and where the same comes again and again, of num_lanes * num_rounds * slowest and num_rounds * total.
+    """
+    if num_rounds == 0:
+        return (0.0, 0.0), (0.0, 0.0)
+    if is_repeated:
+        return (0.0, num_lanes * num_rounds), (num_rounds, 0.0)
+    return (1.0, num_lanes * num_rounds - 1), (num_rounds, num_lanes - 1)
 
 
 def open_loop_s(*, total_s: float, slowest_s: float, num_micro_batches: float) -> float:
-    """Time of micro-batches that each pass the pipeline once: total + (num_micro_batches - 1) * slowest."""
-    if num_micro_batches == 0:
-        return 0.0
-    return total_s + (num_micro_batches - 1) * slowest_s
+    """Time of micro-batches that each pass the pipeline once; see `open_loop_weights`."""
+    of_total, of_slowest = open_loop_weights(num_micro_batches)
+    return of_total * total_s + of_slowest * slowest_s
 
 
 def closed_loop_s(*, total_s: float, slowest_s: float, num_lanes: int, num_rounds: int) -> float:
-    """Time of `num_lanes` micro-batches that each pass the pipeline `num_rounds` times, a round after its predecessor.
-
-    The larger of
-
-    - total + (num_lanes * num_rounds - 1) * slowest: the slowest server never waits;
-    - num_rounds * total + (num_lanes - 1) * slowest: no micro-batch ever waits after the first round.
-    """
-    return float(closed_loops_s(np.float64(total_s), np.float64(slowest_s), num_lanes=num_lanes, num_rounds=num_rounds))
-
-
-def closed_loops_s(total_s: Floats, slowest_s: Floats, *, num_lanes: int, num_rounds: int) -> Floats:
-    """`closed_loop_s` of many pipelines at once."""
-    if num_rounds == 0:
-        return np.zeros_like(total_s)
-    server_bound = total_s + (num_lanes * num_rounds - 1) * slowest_s
-    latency_bound = num_rounds * total_s + (num_lanes - 1) * slowest_s
-    return np.maximum(server_bound, latency_bound)
+    """Time of lanes that each pass the pipeline `num_rounds` times; see `closed_loop_weights`."""
+    branches = closed_loop_weights(num_lanes, num_rounds)
+    return max(of_total * total_s + of_slowest * slowest_s for of_total, of_slowest in branches)

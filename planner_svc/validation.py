@@ -33,6 +33,7 @@ def check_problem(problem: PlanningProblem, max_payload_bytes: int) -> None:
     _check_sensitivities(problem.sensitivities, problem.shape.num_layers)
     _check_options(problem.options, len(problem.devices), problem.shape.num_layers)
     _check_micro_batch(problem, max_payload_bytes)
+    _check_prices(problem)
 
 
 def check_plan(problem: PlanningProblem, plan: Plan) -> None:
@@ -150,6 +151,7 @@ def _check_options(options: PlanOptions, num_devices: int, num_layers: int) -> N
         _not_negative(getattr(options, name) or 0.0, f"{field}.{name}")
     objective, objectives = options.effective_objective, ", ".join(OBJECTIVES)
     _require(objective in OBJECTIVES, f"{field}.objective", f"is '{objective}'; it can be {objectives}")
+    _require(not options.deadline_s or objective == "cost", f"{field}.deadline_s", "needs the objective cost")
     _check_schemes(options.allowed_schemes, f"{field}.allowed_schemes")
     _check_layer_schemes(options, num_layers)
     known = ", ".join(map(str, GROUP_SIZES))
@@ -174,6 +176,12 @@ def _check_micro_batch(problem: PlanningProblem, max_payload_bytes: int) -> None
     most = max_payload_bytes // (problem.shape.hidden_size * widest)
     xi = problem.options.decode_micro_batch
     _require(xi <= max(most, 1), "problem.options.decode_micro_batch", f"is {xi}; one frame holds {most} sequences")
+
+
+def _check_prices(problem: PlanningProblem) -> None:
+    if problem.options.effective_objective == "cost":
+        free = [device.device_id for device in problem.devices if not device.usd_per_h]
+        _require(not free, "problem.devices.usd_per_h", f"is not known for {', '.join(free)}; give prices")
 
 
 def _check_stages(problem: PlanningProblem, plan: Plan) -> None:

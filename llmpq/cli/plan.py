@@ -19,6 +19,8 @@ from llmpq.comparison import StrategyResult
 from llmpq.plan import OBJECTIVES, OFFLOADING_STRATEGIES, STRATEGIES, LengthBucket, PlanOptions
 
 _SIMULATED = "Without devices"
+#: Beyond this, a number is a mistake.
+_MOST = 10**7
 
 
 def plan(
@@ -27,9 +29,13 @@ def plan(
         str,
         typer.Option(help="A Hugging Face directory or a .gguf file; with --cluster also a name, such as opt-30b."),
     ] = "",
-    num_requests: Annotated[int, typer.Option("--batch", min=1, help="Requests.")],
-    prompt_tokens: Annotated[int, typer.Option("--prompt-len", min=1, help="Tokens of each prompt.")] = 0,
-    output_tokens: Annotated[int, typer.Option("--gen-len", min=1, help="Tokens generated for each.")] = 0,
+    num_requests: Annotated[int, typer.Option("--batch", min=1, max=_MOST, help="Requests.")],
+    prompt_tokens: Annotated[
+        int | None, typer.Option("--prompt-len", min=1, max=_MOST, help="Tokens of each prompt.")
+    ] = None,
+    output_tokens: Annotated[
+        int | None, typer.Option("--gen-len", min=1, max=_MOST, help="Tokens generated for each.")
+    ] = None,
     strategy: Annotated[
         str,
         typer.Option(
@@ -121,7 +127,10 @@ def plan(
     of strategy, status, throughput_tokens_per_s, quality_loss, solve_s, gap,
     stages, plan, error); with --explain explanation; with --pareto pareto.
     """
-    if not lengths and not (prompt_tokens and output_tokens):
+    workload: tuple[LengthBucket, ...] = ()
+    if prompt_tokens and output_tokens and not lengths:
+        workload = (LengthBucket(prompt_tokens, output_tokens, num_requests),)
+    elif prompt_tokens or output_tokens or not lengths:
         raise typer.BadParameter("Pass --prompt-len and --gen-len, or with --cluster --lengths.")
     mesh = MeshChoice.of_flags(coordinator, stages)
     plan_options = options.plan_options(
@@ -139,7 +148,6 @@ def plan(
         deadline_s=deadline_s,
         time_limit_s=time_limit_s,
     )
-    workload = () if lengths else (LengthBucket(prompt_tokens, output_tokens, num_requests),)
     if cluster:
         if coordinator or stages:
             raise typer.BadParameter("Pass --cluster, or --coordinator or --stages, not both.")

@@ -514,7 +514,7 @@ class PlanOptions(_message.Message):
     is in dollars too. Unset means "latency".
     """
     deadline_s: _builtins.float
-    """Longest time of the batch in seconds; 0 means none."""
+    """Longest time of the batch in seconds where cost is the objective; 0 means none."""
     @_builtins.property
     def allowed_schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Precisions that may be used; empty means all that a device can run."""
@@ -691,6 +691,8 @@ class PlanEstimate(_message.Message):
     QUALITY_LOSS_FIELD_NUMBER: _builtins.int
     GAP_FIELD_NUMBER: _builtins.int
     SOLVE_S_FIELD_NUMBER: _builtins.int
+    PERIOD_S_FIELD_NUMBER: _builtins.int
+    COST_USD_FIELD_NUMBER: _builtins.int
     total_s: _builtins.float
     """Time of the whole batch."""
     prefill_s: _builtins.float
@@ -705,6 +707,10 @@ class PlanEstimate(_message.Message):
     """Relative gap between the objective and the solver's bound; 0 is proven optimal."""
     solve_s: _builtins.float
     """Time spent planning."""
+    period_s: _builtins.float
+    """What the batch adds to the time where such batches follow one another without a pause."""
+    cost_usd: _builtins.float
+    """Price of the plan's devices for total_s, in US dollars; 0 if they have no prices."""
     def __init__(
         self,
         *,
@@ -715,10 +721,12 @@ class PlanEstimate(_message.Message):
         quality_loss: _builtins.float = ...,
         gap: _builtins.float = ...,
         solve_s: _builtins.float = ...,
+        period_s: _builtins.float = ...,
+        cost_usd: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_s", b"decode_s", "gap", b"gap", "prefill_s", b"prefill_s", "quality_loss", b"quality_loss", "solve_s", b"solve_s", "throughput_tokens_per_s", b"throughput_tokens_per_s", "total_s", b"total_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_usd", b"cost_usd", "decode_s", b"decode_s", "gap", b"gap", "period_s", b"period_s", "prefill_s", b"prefill_s", "quality_loss", b"quality_loss", "solve_s", b"solve_s", "throughput_tokens_per_s", b"throughput_tokens_per_s", "total_s", b"total_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -65,7 +65,14 @@ def all_devices(space: SearchSpace) -> Order:
 
 
 def within_budget(space: SearchSpace, plan: Plan) -> Plan:
-    """The plan; raises PreconditionError if its loss of quality is over the budget that the options set."""
+    """The plan; raises PreconditionError if it misses the quality budget or the deadline that the options set."""
+    deadline_s = space.options.deadline_s
+    if deadline_s and plan.estimate.total_s > deadline_s:
+        raise PreconditionError(
+            f"The plan of {plan.strategy} takes {plan.estimate.total_s:.4g} s, over the deadline of {deadline_s:g} s.",
+            reason="DEADLINE_INFEASIBLE",
+            subject="problem.options.deadline_s",
+        )
     budget = space.options.quality_budget
     if budget is not None and plan.estimate.quality_loss > budget:
         raise PreconditionError(

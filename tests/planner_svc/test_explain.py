@@ -24,7 +24,8 @@ def tight(problem: PlanningProblem) -> PlanningProblem:
         device("fast", affine_law(), memory_bytes=450_000),
         device("slow", affine_law(3.0), memory_bytes=450_000),
     )
-    return replace(problem, devices=devices)
+    options = replace(problem.options, num_lanes=2, prefill_micro_batch=2)
+    return replace(problem, devices=devices, options=options)
 
 
 def test_each_stage_is_seen_against_its_limits(tight: PlanningProblem) -> None:
@@ -71,7 +72,7 @@ def test_counterfactuals_keep_what_quality_is_worth(tight: PlanningProblem) -> N
 
 def test_a_case_without_a_plan_says_why(problem: PlanningProblem) -> None:
     """Where the devices that are left cannot hold the model, the counterfactual has the planner's error."""
-    half = tuple(device(name, affine_law(), memory_bytes=170_000) for name in ("one", "two"))
+    half = tuple(device(name, affine_law(), memory_bytes=350_000) for name in ("one", "two"))
     explanation = PLANNER.explain(replace(problem, devices=half))
     case = next(case for case in explanation.counterfactuals if case.change == "without two")
     assert "bytes short" in case.error
