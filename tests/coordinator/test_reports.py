@@ -77,7 +77,7 @@ def test_the_busy_ratio_is_a_share() -> None:
 
 
 def test_time_between_frames_is_waiting_for_input_or_output() -> None:
-    """Until a frame arrives a stage waits for input; a frame that is there already waits for the one before to leave."""
+    """Until a frame arrives a stage waits for input; one that is there already waits for the one before to leave."""
     meter = PlanMeter(PLAN)
     meter.started()
     hour_ns = 3_600_000_000_000
