@@ -33,11 +33,13 @@ ROOT = Path(__file__).parent.parent
 #: CPU classes of the two stages.
 CLUSTERS = {"avx512+sse4": ("avx512", "sse4"), "avx512+avx2": ("avx512", "avx2")}
 #: Requests, prompt tokens, new tokens.
-WORKLOADS = {"prompt-heavy": (16, 160, 8), "balanced": (16, 96, 40), "generation-heavy": (16, 24, 96)}
+WORKLOADS = {"prompt-heavy": (12, 144, 8), "balanced": (12, 80, 32), "generation-heavy": (12, 24, 64)}
 STRATEGIES = ("uniform", "llm-pq", "pipeedge", "het", "adabits")
 #: Whose mean llm-pq is compared with, as in the paper.
 REFERENCES = ("uniform", "pipeedge")
 NUM_RUNS = 3
+#: Of each search; what it does not prove by then, its gap says.
+PLANNING_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ async def _measure(client: Client, case: Case, settings: argparse.Namespace) -> 
         bucket = LengthBucket(prompt_tokens, new_tokens, requests)
         (uniform,) = await client.preview_plan(settings.model, [bucket], strategies=["uniform"])
         budget = uniform.plan.estimate.quality_loss if uniform.plan else None
-    options = PlanOptions(strategy=case.strategy, quality_budget=budget)
+    options = PlanOptions(strategy=case.strategy, quality_budget=budget, time_limit_s=PLANNING_S)
     vocabulary = read_shape(settings.model).vocab_size
     lines = [
         {

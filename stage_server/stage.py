@@ -21,6 +21,7 @@ from llmpq.stage_load import LoadProgress, StageLoad
 from llmpq.stored_layers import read_stored_layers
 from stage_server.deployment import Deployment
 from stage_server.device import ComputeDevice
+from stage_server.dry_allocation import require_memory
 from stage_server.families import DecoderSpec
 from stage_server.host_memory import give_back_free_memory
 from stage_server.kv_cache import KvCache
@@ -157,6 +158,9 @@ class Stage:
                 yield progress
         held = cast("_Held", self._held)
         cache = await self._on_thread(self._allocate_cache, load, held.decoder)
+        what = f"Temporaries of stage {load.stage}"
+        workspace = expected.workspace_bytes
+        await self._on_thread(require_memory, self.device_id, what, workspace, self.device.torch_device)
         self.memory = replace(
             self.memory,
             layer_bytes=held.weights.layer_bytes,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmpq.device import ModelPart, Phase
+from llmpq.device import LatencyPoint, ModelPart, Phase
 from llmpq.errors import InvalidInputError
 from planner_svc.latency import DeviceLatency, LatencyModel, decode_attention
 from planner_svc.workload import Load
@@ -56,3 +56,55 @@ def test_half_profiled_scheme_is_refused() -> None:
     half = tuple(p for p in profile.points if (p.scheme, p.phase) != ("w3", Phase.DECODE))
     with pytest.raises(InvalidInputError, match=r"w3 layer PHASE_DECODE"):
         DeviceLatency().fit(replace(profile, points=half), "d")
+
+
+def test_follows_a_kernel_that_changes_its_path() -> None:
+    """A path that takes over at 17 rows, with twice the speed, is met at every number of rows that was measured."""
+    milliseconds = {1: 1.0, 8: 4.0, 16: 8.0, 17: 8.1, 32: 9.0, 64: 18.0}
+    loads = [Load.of(1, rows, 0) for rows in milliseconds]
+    model = LatencyModel().fit(loads, list(milliseconds.values()))
+    for rows, expected in milliseconds.items():
+        assert model.predict(Load.of(1, rows, 0)) == pytest.approx(expected, rel=1e-6)
+    assert model.predict(Load.of(1, 12, 0)) == pytest.approx(6.0, rel=1e-6)
+    assert model.predict(Load.of(1, 96, 0)) == pytest.approx(27.0, rel=1e-6)
+
+
+def test_a_disturbed_point_is_not_believed() -> None:
+    """A time longer than that of more rows was disturbed; of two measurements of the same, the shorter counts."""
+    loads = [Load.of(1, rows, 0) for rows in (1, 8, 8, 16)]
+    model = LatencyModel().fit(loads, [1.0, 9.0, 2.0, 4.0])
+    assert model.predict(loads[1]) == pytest.approx(2.0)
+    model = LatencyModel().fit(loads, [1.0, 9.0, 9.0, 4.0])
+    assert model.predict(loads[1]) == pytest.approx(4.0)
+
+
+def test_a_scheme_of_one_context_takes_the_cost_of_attention_from_another() -> None:
+    """w4 that was measured at short contexts only is predicted at long ones, by what w16 pays for them."""
+
+    def law(scheme: str, sequences: int, past: int) -> float:
+        return {"w16": 2e-3, "w4": 1e-3}[scheme] + 1e-4 * sequences + 2e-8 * sequences * (past + 1)
+
+    profile = device("a", affine_law())
+    points = [p for p in profile.points if not (p.part is ModelPart.LAYER and p.phase is Phase.DECODE)]
+    for scheme, contexts in (("w16", (32, 1024)), ("w4", (32,))):
+        points += [
+            LatencyPoint(ModelPart.LAYER, scheme, Phase.DECODE, b, 1, past, round(law(scheme, b, past) * 1e9))
+            for b in (1, 8, 32)
+            for past in contexts
+        ]
+    points = [point for point in points if point.scheme in {"", "w16", "w4"}]
+    model = DeviceLatency().fit(replace(profile, points=tuple(points)), "d").layers_["w4", Phase.DECODE]
+    assert model.predict(Load.of(8, 1, 2000)) == pytest.approx(law("w4", 8, 2000), rel=0.01)
+
+
+def test_a_frame_costs_what_was_measured_and_nothing_where_it_was_not() -> None:
+    """Every stage pays for its frames, the first one for the embedding, the last one for the head."""
+    profile = device("a", affine_law())
+    load = Load.of(4, 1, 10)
+    latency = DeviceLatency().fit(profile, "d")
+    assert latency.outside_s(load, is_first=False, is_last=False) == 0.0
+    frames = tuple(LatencyPoint(ModelPart.FRAME, "", Phase.PREFILL, rows, 1, 0, 10_000 * rows) for rows in (1, 8))
+    latency = DeviceLatency().fit(replace(profile, points=profile.points + frames), "d")
+    assert latency.outside_s(load, is_first=False, is_last=False) == pytest.approx(4e-5)
+    ends = latency.embedding_.predict(load) + latency.head_.predict(load)
+    assert latency.outside_s(load, is_first=True, is_last=True) == pytest.approx(4e-5 + ends)
