@@ -21,7 +21,7 @@ DEFAULT_OPTIMALITY_GAP = 0.002
 #: Ways to round weights, the default first: see `Rounding` in the contract.
 ROUNDING_METHODS = ("nearest", "hqq", "gptq")
 #: Ways to rate what quantizing a layer costs, the default first.
-INDICATORS = ("variance", "hessian", "loss", "random")
+INDICATORS = ("hessian", "variance", "loss", "random")
 
 
 @dataclass(frozen=True)

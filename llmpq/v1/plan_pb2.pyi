@@ -501,7 +501,7 @@ class PlanOptions(_message.Message):
     indicator: _builtins.str
     """How the cost of quantizing a layer is rated: "variance" (the paper's), "hessian" (what the loss rises by to second
     order, along the errors of the weights that are served), "loss" (how far the model's predictions move, measured with
-    that layer alone quantized; slow), or "random" (to compare with). Unset means "variance".
+    that layer alone quantized; slow), or "random" (to compare with). Unset means "hessian".
     """
     optimality_gap: _builtins.float
     """The search ends once its plan is proven to be within this share of the best objective there is. Unset means 0.002,

@@ -10,7 +10,7 @@ from stage_server.sensitivity.hessian import rate_by_hessian
 from stage_server.sensitivity.loss import rate_by_loss
 from stage_server.sensitivity.variance import rate_by_variance
 
-_INDICATORS = {"variance": rate_by_variance, "hessian": rate_by_hessian, "loss": rate_by_loss}
+_INDICATORS = {"hessian": rate_by_hessian, "variance": rate_by_variance, "loss": rate_by_loss}
 
 
 def rate_layers(loader: ModelLoader, device: ComputeDevice, request: RatingRequest) -> Iterator[RatingProgress]:

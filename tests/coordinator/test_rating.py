@@ -61,7 +61,7 @@ async def test_each_scheme_is_rated_once(bench: Bench) -> None:
         await bench.client.rate_layers(bench.model)
         assert [list(request.schemes) for request in stage.ratings] == [["w4", "w8"], ["w16"]]
         for options in (
-            PlanOptions(indicator="hessian"),
+            PlanOptions(indicator="variance"),
             PlanOptions(rounding=Rounding("hqq")),
             PlanOptions(rounding=Rounding(is_symmetric=True)),
             PlanOptions(group_size=128),

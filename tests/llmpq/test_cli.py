@@ -259,7 +259,7 @@ def test_sensitivity_shows_a_bar_for_each_layer_and_scheme(
     assert outcome.status == 0
     assert "Measuring" in outcome.err
     shown = outcome.out
-    for text in ("m: variance, nearest rounding, groups of 64", "from 1e-05 to 1", "w8", "w4"):
+    for text in ("m: hessian, nearest rounding, groups of 64", "from 1e-05 to 1", "w8", "w4"):
         assert text in shown
     assert "w16" not in shown
     assert max(map(len, shown.splitlines())) <= 80
@@ -332,7 +332,7 @@ def test_wrong_usage_exits_with_2_and_teaches(terminal: Terminal, prompts: Path,
         ((*batch, "--coordinator", "h:1", "--stages", 2), "not both"),
         ((*batch, "--scheme", "w5"), "w16, w8, w8a8, w4, w3"),
         ((*batch, "--group", 7), "0, 32, 64, 128"),
-        ((*batch, "--indicator", "guess"), "variance, hessian, loss, random"),
+        ((*batch, "--indicator", "guess"), "hessian, variance, loss, random"),
         (("sensitivity", "--model", "m", "--scheme", "w5"), "w16, w8, w8a8, w4, w3"),
         (("sensitivity", "--model", "m", "--scheme", "w16"), "costs nothing"),
         ((*batch, "--quality-weight", 1, "--quality-budget", 1), "not both"),
