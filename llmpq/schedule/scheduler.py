@@ -95,12 +95,14 @@ class Scheduler:
 
     Args:
         limits: What a micro-batch may be.
-        sequences: The sequences, in the order in which they are to start; none of them finished.
+        sequences: The sequences, none of them finished. Those that may generate most start first, so that no long one
+            is left for the end, when most slots are empty (Graham's rule of the longest processing time); equal ones
+            start in the order given.
     """
 
     def __init__(self, limits: Limits, sequences: Iterable[Sequence]) -> None:
         self._limits = limits
-        self._waiting = deque(sequences)
+        self._waiting = deque(sorted(sequences, key=lambda sequence: sequence.num_left, reverse=True))
         self._lanes = deque(_Lane(number, limits.decode_sequences) for number in range(limits.num_lanes))
         self._cut: tuple[Sequence, int] | None = None  # the one whose prompt is sent in part, and its slot
         self._in_flight: dict[int, tuple[MicroBatch, _Lane | None]] = {}

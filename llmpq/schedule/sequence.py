@@ -48,6 +48,11 @@ class Sequence:
         return self.max_tokens == 0
 
     @property
+    def num_left(self) -> int:
+        """Tokens that it may yet generate."""
+        return self.max_tokens - len(self.generated)
+
+    @property
     def num_unsent(self) -> int:
         """Tokens that must yet be sent. Nobody asks what follows a scored prompt, so its last token stays here."""
         num_rows = max(len(self.prompt) - 1, 1) if self.is_scoring else len(self.prompt) + len(self.generated)

@@ -204,3 +204,14 @@ def test_limits_must_be_positive() -> None:
     """Limits under which nothing could ever be sent are refused."""
     with pytest.raises(InvalidInputError, match="cannot run"):
         Limits(1, 0, 1, 1, 1)
+
+
+def test_the_longest_answers_start_first() -> None:
+    """However late a long request comes in the file, the batch takes as many rounds as it alone, and ends full."""
+    limits = Limits(prefill_sequences=4, prefill_tokens=100, decode_sequences=4, num_lanes=1, prefills_in_flight=2)
+    sequences = [_sequence(number, 5, 10) for number in range(9)] + [_sequence(9, 5, 31)]
+
+    rounds = [batch for batch in _run(limits, sequences).sent if batch.phase is Phase.DECODE]
+
+    assert len(rounds) == 30
+    assert len(rounds[-5].pieces) == 4
