@@ -35,6 +35,7 @@ class FakeCoordinator(CoordinatorServiceServicer):
         is_stuck: Batches never end, and no result comes.
         submissions: Options of every submission.
         rating_options: Options of every RateLayers.
+        profile_requests: Every ProfileDevices.
         frames: The trace of every batch.
     """
 
@@ -46,6 +47,7 @@ class FakeCoordinator(CoordinatorServiceServicer):
     final_state: pb.BatchState.ValueType = pb.BATCH_STATE_COMPLETED
     submissions: list[pb.BatchOptions] = field(default_factory=list)
     rating_options: list[plan_pb2.PlanOptions] = field(default_factory=list)
+    profile_requests: list[pb.ProfileDevicesRequest] = field(default_factory=list)
     frames: list[pb.FrameTrace] = field(default_factory=list)
     batches: dict[str, pb.Batch] = field(default_factory=dict)
     outcomes: dict[str, list[pb.GetResultsResponse]] = field(default_factory=dict)
@@ -134,6 +136,50 @@ class FakeCoordinator(CoordinatorServiceServicer):
         batch = self._find(request.batch_id)
         batch.state = pb.BATCH_STATE_CANCELLED
         return pb.CancelBatchResponse(batch=batch)
+
+    async def ProfileDevices(  # noqa: N802
+        self, request: pb.ProfileDevicesRequest, _context: object
+    ) -> AsyncIterator[pb.ProfileDevicesResponse]:
+        """One device with a point of each phase and a link."""
+        self.profile_requests.append(request)
+        yield pb.ProfileDevicesResponse(status_message="Measuring device a: 1 of 2 points.")
+        points = [
+            plan_pb2.LatencyPoint(
+                part=plan_pb2.MODEL_PART_LAYER,
+                scheme="w8",
+                phase=phase,
+                num_sequences=sequences,
+                num_tokens=tokens,
+                duration_ns=2_500_000,
+            )
+            for phase, sequences, tokens in ((plan_pb2.PHASE_PREFILL, 1, 96), (plan_pb2.PHASE_DECODE, 6, 1))
+        ]
+        profile = plan_pb2.DeviceProfile(
+            device_id="a", points=points, link_latency_ns=250_000, link_bytes_per_s=2 * 10**9
+        )
+        profile.description.kind = "cpu"
+        yield pb.ProfileDevicesResponse(profiles=[profile])
+
+    async def MeasureFidelity(  # noqa: N802
+        self, request: pb.MeasureFidelityRequest, _context: object
+    ) -> AsyncIterator[pb.MeasureFidelityResponse]:
+        """Predictions that are 10 % too high in prefill and 20 % too low in decode."""
+        for number in range(request.num_workloads):
+            result = pb.FidelityResult(
+                device_id="a",
+                first_layer=number,
+                schemes=["w8", "w4"],
+                prefill_sequences=2,
+                decode_sequences=4,
+                prompt_tokens=10,
+                predicted_prefill_ms=11.0,
+                measured_prefill_ms=10.0,
+                predicted_decode_ms=4.0,
+                measured_decode_ms=5.0,
+                predicted_bytes=103,
+                measured_bytes=100,
+            )
+            yield pb.MeasureFidelityResponse(result=result)
 
     async def GetTrace(self, request: pb.GetTraceRequest, _context: object) -> AsyncIterator[pb.GetTraceResponse]:  # noqa: N802
         """Sends one frame a message."""
