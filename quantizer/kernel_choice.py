@@ -17,17 +17,13 @@ import torch
 from quantizer.choice_cache import recall, remember
 from quantizer.native.build import library_path
 from quantizer.native.library import kernels
-
-#: A way to multiply: maps x (rows, in) to (rows, out).
-Forward = Callable[[torch.Tensor], torch.Tensor]
+from quantizer.path_timing import Forward, time_paths
 
 #: Numbers of rows that a path can be chosen for: up to each one, and more than the one before. More are like the last.
-ROW_BUCKETS = tuple(2**exponent for exponent in range(10))
+ROW_BUCKETS = tuple(2**exponent for exponent in range(13))
 
-#: A path is run so often, or for so many seconds; the shortest run counts, being the least disturbed.
-_MAX_RUNS, _ENOUGH_S = 7, 0.01
 #: Multiplications beyond which a number of rows is not tried, but taken to be like the most that are: they take long.
-_MAX_PRODUCTS = {"cpu": 2**32, "cuda": 2**40}
+_MAX_PRODUCTS = {"cpu": 2**31, "cuda": 2**40}
 #: Measuring all paths of a layer ends after so many seconds, however few numbers of rows have been tried: a host that
 #: is busy with other things must not take minutes to load.
 _MAX_CHOICE_S = 0.5
@@ -76,7 +72,7 @@ def choose(
     deadline = time.monotonic() + _MAX_CHOICE_S
 
     def measure(num_rows: int) -> Mapping[str, float]:
-        return _shortest_runs(paths, torch.randn(num_rows, shape[1], device=device).to(dtype))
+        return time_paths(paths, torch.randn(num_rows, shape[1], device=device).to(dtype))
 
     max_rows = _MAX_PRODUCTS[device.type] // (shape[0] * shape[1])
     choice = find_fastest(measure, max_rows, lambda: time.monotonic() < deadline)
@@ -143,27 +139,3 @@ def cpu_name() -> str:
         if match:
             return match[1]
     return platform.processor() or platform.machine()
-
-
-def _shortest_runs(paths: Mapping[str, Forward], x: torch.Tensor) -> Mapping[str, float]:
-    """Seconds of each path's shortest run. They take turns, so that what disturbs them disturbs all."""
-    if x.device.type != "cpu":  # the first run compiles
-        for path in paths.values():
-            path(x)
-    rounds: list[list[float]] = []
-    while len(rounds) < _MAX_RUNS and sum(map(sum, rounds)) < _ENOUGH_S * len(paths):
-        rounds.append([_timed(path, x) for path in paths.values()])
-    return dict(zip(paths, map(min, zip(*rounds, strict=True)), strict=True))
-
-
-def _timed(forward: Forward, x: torch.Tensor) -> float:
-    _synchronize(x.device)
-    started = time.perf_counter()
-    forward(x)
-    _synchronize(x.device)
-    return time.perf_counter() - started
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -17,11 +17,12 @@ from llmpq.plan import LayerPrecision
 from llmpq.schemes import SCHEMES
 from quantizer.dynamic_int8 import DynamicInt8Linear
 from quantizer.gemm import linear
-from quantizer.kernel_choice import Forward, cpu_name
+from quantizer.kernel_choice import cpu_name
 from quantizer.linear import build_linear
 from quantizer.methods import round_weight
 from quantizer.multi_path import MultiPathLinear
 from quantizer.native.library import kernels
+from quantizer.path_timing import Forward
 from quantizer.rounding import round_rows
 
 _GROUP_SIZE = 64

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 import torch
 
-from quantizer.kernel_choice import Choice, Forward, choose
+from quantizer.kernel_choice import Choice, choose
+from quantizer.path_timing import Forward
 from quantizer.quantized_linear import QuantizedLinear
 
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import torch
 
-from quantizer.kernel_choice import Forward
 from quantizer.multi_path import MultiPathLinear
 from quantizer.native.library import Kernels
+from quantizer.path_timing import Forward
 from quantizer.rounded import GroupRounded, RowRounded
 from quantizer.tiles import TiledWeight
 

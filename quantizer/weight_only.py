@@ -11,10 +11,10 @@ from functools import partial
 import torch
 
 from quantizer.gemm import expanding_linear, linear
-from quantizer.kernel_choice import Forward
 from quantizer.multi_path import MultiPathLinear
 from quantizer.native.library import Kernels, kernels
 from quantizer.packing import pack, unpack
+from quantizer.path_timing import Forward
 from quantizer.rounded import GroupRounded, RowRounded, dequantize_groups_
 
 

@@ -12,8 +12,9 @@ from quantizer.cuda.group_products import expanded_groups, group_product
 from quantizer.cuda.int8_products import expanded_int8, int8_product, rounded_product, rounded_product_of_cublas
 from quantizer.cuda.launch import FEW_ROWS, MANY_ROWS, MANY_ROWS_INT8, NO_TENSOR_CORES, Tiling
 from quantizer.cuda.weights import GroupWeight, Int8Weight
-from quantizer.kernel_choice import ROW_BUCKETS, Forward
+from quantizer.kernel_choice import ROW_BUCKETS
 from quantizer.multi_path import MultiPathLinear
+from quantizer.path_timing import Forward
 from quantizer.rounded import GroupRounded, RowRounded
 
 #: Kinds of layers that this process has compiled all kernels of.

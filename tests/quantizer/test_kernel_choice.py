@@ -62,12 +62,14 @@ class _Stopwatch:
         return {"few": float(num_rows), "many": self.many}
 
 
-@pytest.mark.parametrize(("many", "last_few"), [(0.5, 0), (1.5, 1), (12.0, 8), (100.0, 64), (511.0, 256), (1e4, 512)])
+@pytest.mark.parametrize(
+    ("many", "last_few"), [(0.5, 0), (1.5, 1), (12.0, 8), (100.0, 64), (511.0, 256), (1e3, 512), (1e4, 4096)]
+)
 def test_each_number_of_rows_gets_its_fastest_path(many: float, last_few: int) -> None:
     """A choice holds for all numbers of rows up to the measured one, and the last one for any above."""
-    choice = find_fastest(_Stopwatch(many), max_rows=512, has_time=lambda: True)
-    for rows in (1, 2, 3, 8, 9, 64, 65, 256, 257, 512, 5000):
-        assert choice.path(rows) == ("few" if rows <= last_few or last_few == 512 else "many"), rows
+    choice = find_fastest(_Stopwatch(many), max_rows=4096, has_time=lambda: True)
+    for rows in (1, 2, 3, 8, 9, 64, 65, 256, 257, 512, 513, 2048, 4096, 5000):
+        assert choice.path(rows) == ("few" if rows <= last_few or last_few == 4096 else "many"), rows
     assert choice.path(0) == choice.path(1)
 
 

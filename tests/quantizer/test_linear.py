@@ -10,11 +10,11 @@ from llmpq.errors import InvalidInputError
 from llmpq.plan import LayerPrecision
 from llmpq.schemes import GROUP_SIZES, SCHEMES
 from quantizer.dynamic_int8 import DynamicInt8Linear, SimulatedInt8Linear
-from quantizer.kernel_choice import Forward
 from quantizer.linear import QuantizedLinear, build_linear, supported_schemes
 from quantizer.methods import round_weight
 from quantizer.multi_path import MultiPathLinear
 from quantizer.native.library import kernels
+from quantizer.path_timing import Forward
 from quantizer.rounded import SixteenBits
 from quantizer.rounding import round_rows
 
