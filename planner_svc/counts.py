@@ -17,9 +17,16 @@ from math import inf
 
 import highspy
 import numpy as np
+from numpy.typing import NDArray
 
 from planner_svc.assignment import AssignmentProblem, Floats
 from planner_svc.program_data import TOLERANCE, ProgramData
+
+#: Kinds of layers that a bound tells apart.
+_MAX_KINDS = 16
+
+#: (kinds, schemes) omega of each kind of layers, and how many layers are of it.
+Kinds = tuple[Floats, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ def counts_bound_s(problem: AssignmentProblem) -> float:
         problem: One that fits (`AssignmentProblem.fits`).
     """
     data = ProgramData.of(problem)
-    solver = _solved(_Program(problem, data).model(is_relaxed=True), {})
+    solver = _solved(_Program(problem, data, _coarse_kinds(problem.omega)).model(is_relaxed=True), {})
     if solver.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
         return inf
     is_optimal = solver.getModelStatus() == highspy.HighsModelStatus.kOptimal
@@ -66,7 +73,8 @@ def solve_counts(
     options = {"time_limit": time_limit_s, "mip_rel_gap": relative_gap, "mip_feasibility_tolerance": TOLERANCE}
     if cutoff_s < inf:
         options["objective_bound"] = cutoff_s / data.unit_s
-    solver = _solved(_Program(problem, data).model(is_relaxed=False), options)
+    kinds = np.unique(problem.omega, axis=0, return_counts=True)
+    solver = _solved(_Program(problem, data, kinds).model(is_relaxed=False), options)
     status, info = solver.getModelStatus(), solver.getInfo()
     if status == highspy.HighsModelStatus.kInfeasible:
         return CountsSolution(None, cutoff_s, is_final=True)
@@ -90,12 +98,26 @@ def _solved(model: highspy.HighsLp, options: Mapping[str, float]) -> highspy.Hig
     return solver
 
 
+def _coarse_kinds(omega: Floats) -> Kinds:
+    """At most `_MAX_KINDS` kinds of layers, none of which costs more than any layer that it stands for.
+
+    Neighbours in the order of what they cost stand together, so little is lost. Where layers may not have every scheme,
+    those that differ are kept apart.
+    """
+    kinds, sizes = np.unique(omega, axis=0, return_counts=True)
+    if len(kinds) <= _MAX_KINDS or not np.isfinite(kinds).all():
+        return kinds, sizes
+    order = np.argsort(omega.sum(axis=1))
+    groups = np.array_split(order, _MAX_KINDS)
+    return np.array([omega[group].min(axis=0) for group in groups]), np.array([len(group) for group in groups])
+
+
 class _Program:
     """Columns are n (N*K), z (R*K), the slowest server in prefill and in decode, and the end of decoding."""
 
-    def __init__(self, problem: AssignmentProblem, data: ProgramData) -> None:
+    def __init__(self, problem: AssignmentProblem, data: ProgramData, kinds: Kinds) -> None:
         self._problem, self._data = problem, data
-        self._kinds, self._kind_sizes = np.unique(problem.omega, axis=0, return_counts=True)
+        self._kinds, self._kind_sizes = kinds
         self._num_counts, self._num_choices = data.max_count.size, self._kinds.size
         self._slowest_prefill = self._num_counts + self._num_choices
         self._slowest_decode, self._decode_end = self._slowest_prefill + 1, self._slowest_prefill + 2

@@ -99,7 +99,8 @@ class SearchSpace:
         """Ordered selections of devices that can hold a layer; of those that differ in names only, one.
 
         Where these are more than `MAX_ORDERS`, devices of a kind stay together and all are taken or none, as in LLM-PQ;
-        but any may be the first or the last, which have the embedding and the head.
+        but any may be the first or the last, which have the embedding and the head. Of the orders that only differ
+        inside one is tried: times and memory depend on the ends, and on which devices there are.
         """
         usable = [device_id for device_id, schemes in self.usable.items() if schemes]
         kinds: list[list[str]] = []
@@ -117,7 +118,13 @@ class SearchSpace:
         if len(some) <= MAX_ORDERS:
             yield from some
             return
-        yield from dict.fromkeys(order[:most] for order in _kinds_together(kinds) if fewest <= len(order))
+        kind_of = {device_id: number for number, kind in enumerate(kinds) for device_id in kind}
+        seen = set()
+        for order in (order[:most] for order in _kinds_together(kinds) if fewest <= len(order)):
+            sketch = (kind_of[order[0]], kind_of[order[-1]], *sorted(kind_of[device_id] for device_id in order))
+            if sketch not in seen:
+                seen.add(sketch)
+                yield order
 
     def settings(self, order: Order) -> list[Setting]:
         """Micro-batch sizes to try on a pipeline, unless the options fix them.

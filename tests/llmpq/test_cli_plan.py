@@ -149,7 +149,7 @@ def test_cost_under_a_deadline(terminal: Terminal, planner: str, cluster: Path) 
         (("--cluster", "paper:1", "--kernels", "fast", *WORK), 1, "There is no kernel set 'fast'"),
         (("--cluster", "paper:1", "--batch", 8, "--lengths", "mine"), 1, "There is no distribution of lengths 'mine'"),
         (("--cluster", "paper:1", "--model", "bloom-176b", *WORK), 1, "bytes short"),
-        (("--cluster", "paper:1", "--batch", 10**12, "--prompt-len", 8, "--gen-len", 8), 2, "1000000000000"),
+        (("--cluster", "paper:1", "--batch", 10**12, "--prompt-len", 8, "--gen-len", 8), 2, "--batch"),
         (("--cluster", "paper:1", "--batch", 8, "--prompt-len", 4000, "--gen-len", 8), 1, "the model accepts 2048"),
         (("--cluster", "paper:1", "--batch", -1, "--prompt-len", 8, "--gen-len", 8), 2, "--batch"),
         (("--cluster", "paper:1", "--batch", 8), 2, "--prompt-len"),

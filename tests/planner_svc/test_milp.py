@@ -59,14 +59,16 @@ def objective_s(problem: AssignmentProblem, assignment: Assignment) -> float:
         return np.inf
     if problem.quality_budget is not None and loss > problem.quality_budget:
         return np.inf
-    total_s = problem.theta_s * loss
-    for layer_s, outside_s, link_s, time_s in (
+    time_s = 0.0
+    for layer_s, outside_s, link_s, phase_s in (
         (problem.layer_prefill_s, problem.outside_prefill_s, problem.link_prefill_s, problem.schedule.prefill_s),
         (problem.layer_decode_s, problem.outside_decode_s, problem.link_decode_s, problem.schedule.decode_s),
     ):
         stage_s = outside_s + (counts * np.where(problem.is_usable, layer_s, 0)).sum(axis=1)
-        total_s += time_s(stage_s.sum() + link_s.sum(), max(stage_s.max(), link_s.max()))
-    return float(total_s)
+        time_s += phase_s(stage_s.sum() + link_s.sum(), max(stage_s.max(), link_s.max()))
+    if problem.deadline_s is not None and time_s > problem.deadline_s * (1 + 1e-9):
+        return np.inf
+    return float(time_s + problem.theta_s * loss)
 
 
 def brute_force_s(problem: AssignmentProblem) -> float:
@@ -138,7 +140,7 @@ def test_bounds_are_bounds(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(25))
 @pytest.mark.parametrize("quality_budget", [None, 0.25])
 def test_counts_are_all_that_matters_where_layers_are_alike(seed: int, quality_budget: float | None) -> None:
-    """With layers that cost the same in quality, the counts program agrees with brute force, or both find no plan."""
+    """Where layers cost the same in quality, the counts program agrees with brute force, or both find no plan."""
     problem = random_problem(seed, quality_budget=quality_budget)
     problem = replace(problem, omega=np.tile(problem.omega[:1], (problem.num_layers, 1)))
     if not problem.fits():
@@ -148,6 +150,48 @@ def test_counts_are_all_that_matters_where_layers_are_alike(seed: int, quality_b
     if solution.counts is not None:
         found = objective_s(problem, cheapest_assignment(solution.counts, problem.omega))
     assert found == pytest.approx(brute_force_s(problem), rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_batch_after_batch_equals_brute_force(seed: int) -> None:
+    """Where batches follow one another, fill and drain do not count; both programs agree with brute force again."""
+    problem = random_problem(seed)
+    problem = replace(problem, schedule=replace(problem.schedule, is_repeated=True))
+    _agrees_with_brute_force(problem)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("slack", [0.98, 1.05, 1.3])
+def test_a_deadline_equals_brute_force(seed: int, slack: float) -> None:
+    """Under a deadline the best plan that meets it is found; where none does, none is."""
+    problem = random_problem(seed)
+    fastest_s = brute_force_s(replace(problem, theta_s=0.0))
+    if not np.isfinite(fastest_s):
+        pytest.skip("nothing fits in this draw")
+    _agrees_with_brute_force(replace(problem, deadline_s=slack * fastest_s))
+
+
+def _agrees_with_brute_force(problem: AssignmentProblem) -> None:
+    expected = brute_force_s(problem)
+    if not problem.fits():
+        pytest.skip("nothing fits in this draw")
+    solution = AssignmentModel(problem).solve(problem, time_limit_s=20, relative_gap=0)
+    found = np.inf if solution.assignment is None else objective_s(problem, solution.assignment)
+    assert found == pytest.approx(expected, rel=1e-6)
+    if np.isfinite(expected):
+        assert solve_counts(problem).bound_s <= expected * (1 + 1e-6)
+
+
+def test_a_bound_of_few_kinds_is_a_bound() -> None:
+    """With more unlike layers than a bound tells apart, it stays below the program with all, and close to it."""
+    problem = random_problem(3)
+    rng = np.random.default_rng(0)
+    omega = np.array([0.0, 0.1, 1.0]) * rng.lognormal(0, 0.7, (60, 1)) / 60
+    capacity_bytes = np.full(problem.num_stages, 3e6 * 60 / problem.num_stages)
+    problem = replace(problem, omega=omega, capacity_bytes=capacity_bytes)
+    assert problem.fits()
+    exact_s = solve_counts(problem, time_limit_s=20, relative_gap=1e-3).bound_s
+    assert 0.95 * exact_s <= counts_bound_s(problem) <= exact_s * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("seed", range(8))

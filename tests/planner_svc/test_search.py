@@ -92,6 +92,12 @@ def test_many_devices_are_enumerated_in_bounded_time(problem: PlanningProblem) -
     for order in space.orders():
         changes = sum(int(one[1:]) % 4 != int(other[1:]) % 4 for one, other in pairwise(order))
         assert changes <= len({int(name[1:]) % 4 for name in order})
+    ends_and_devices = [
+        (int(order[0][1:]) % 4, int(order[-1][1:]) % 4, *sorted(int(name[1:]) % 4 for name in order))
+        for order in space.orders()
+    ]
+    assert len(ends_and_devices) == len(set(ends_and_devices))
+    assert any(len(order) == 4 for order in space.orders())
 
 
 def test_no_pipeline_is_longer_than_the_model(problem: PlanningProblem) -> None:
