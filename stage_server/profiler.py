@@ -19,8 +19,9 @@ from stage_server.profile_grid import FRAME_ROWS, HEAD_SEQUENCES, LayerGrid, Siz
 from stage_server.sampling import sample
 from stage_server.tensors import payload_of, tensor_of
 
-#: All points are measured this often, seconds apart: other work on the host adds to some, and the shortest time counts.
-_NUM_PASSES = 2
+#: By wall time, all points are measured this often, seconds apart: other work on the host adds to some, and the
+#: shortest time counts.
+_NUM_WALL_PASSES = 2
 #: In a pass, a point is the shortest of this many runs, of more while they are short.
 _MIN_RUNS, _MAX_RUNS = 2, 7
 _ENOUGH_S = 0.04
@@ -43,6 +44,10 @@ class LayerProfiler:
         self._device = device
         self._schemes = schemes
         self._group_size = group_size
+        # The clock of the one thread of a device stands still while the host does something else with its core.
+        has_one_thread = device.description.num_threads == 1
+        self._clock = time.thread_time_ns if has_one_thread else time.perf_counter_ns
+        self._num_passes = 1 if has_one_thread else _NUM_WALL_PASSES
         spec = loader.spec
         self._encoding = PositionEncoding(spec, device.torch_device, device.compute_dtype)
         bytes_per_token = 2 * spec.num_kv_heads * spec.head_dim * device.compute_dtype.itemsize
@@ -52,11 +57,11 @@ class LayerProfiler:
     def num_points(self) -> int:
         """Points that `points` will yield."""
         ends = 2 * len(FRAME_ROWS) + len(HEAD_SEQUENCES)
-        return _NUM_PASSES * (len(self._schemes) * len(self._grid.sizes) + len(self._grid.contexts) + ends)
+        return self._num_passes * (len(self._schemes) * len(self._grid.sizes) + len(self._grid.contexts) + ends)
 
     def points(self) -> Iterator[LatencyPoint]:
-        """Measures point after point, and each again in a later pass."""
-        for _ in range(_NUM_PASSES):
+        """Measures point after point, and by wall time each again in a later pass."""
+        for _ in range(self._num_passes):
             yield from self._pass()
 
     def _pass(self) -> Iterator[LatencyPoint]:
@@ -127,17 +132,12 @@ class LayerProfiler:
         return hidden.to(self._device.torch_device, self._device.compute_dtype)
 
     def _timed(self, run: Callable[[], object]) -> int:
-        """Nanoseconds of one run.
-
-        A device of one thread is timed by that thread's own clock, which stands still while the host does something
-        else with the core.
-        """
-        clock = time.thread_time_ns if self._device.description.num_threads == 1 else time.perf_counter_ns
+        """Nanoseconds of one run."""
         self._synchronize()
-        started_ns = clock()
+        started_ns = self._clock()
         run()
         self._synchronize()
-        return clock() - started_ns
+        return self._clock() - started_ns
 
     def _synchronize(self) -> None:
         if self._device.torch_device.type == "cuda":
