@@ -31,7 +31,8 @@ def config_of(file: GgufFile) -> "PretrainedConfig":
     from transformers import AutoConfig  # noqa: PLC0415 takes a second, and most processes never need it
 
     if file.architecture not in _ARCHITECTURES:
-        raise _unsupported(file, f"GGUF architecture '{file.architecture}'", ", ".join(_ARCHITECTURES))
+        known = ", ".join(_ARCHITECTURES)
+        raise _unsupported(file, f"GGUF architecture '{file.architecture}'", known, reason="UNKNOWN_FAMILY")
     for key, neutral in _NEUTRAL.items():
         if file.get(key, neutral) != neutral:
             raise _unsupported(file, f"{key} {file.get(key)}", str(neutral))
@@ -160,10 +161,9 @@ def _rotary(file: GgufFile) -> Settings:
     return {"rope_type": "default", "rope_theta": theta}
 
 
-def _unsupported(file: GgufFile, what: str, known: str) -> InvalidInputError:
-    return InvalidInputError(
-        f"{what} in {file.path.name} is not supported; known: {known}.", reason="UNKNOWN_FAMILY", subject="model"
-    )
+def _unsupported(file: GgufFile, what: str, known: str, reason: str = "UNSUPPORTED_VARIANT") -> InvalidInputError:
+    message = f"{what} in {file.path.name} is not supported; known: {known}."
+    return InvalidInputError(message, reason=reason, subject="model")
 
 
 _ARCHITECTURES: dict[str, tuple[str, Callable[[GgufFile], Settings]]] = {

@@ -24,7 +24,7 @@ class GgufFile:
         path: The file.
 
     Raises:
-        InvalidInputError: It is damaged.
+        InvalidInputError: It is damaged, or one of several parts of a model.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,6 +35,7 @@ class GgufFile:
             raise self._damaged(str(error)) from error
         self._fields = reader.fields
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self._refuse_parts()
         self.architecture = str(self._field("general.architecture"))
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -80,6 +81,17 @@ class GgufFile:
     def values(self, name: str) -> np.ndarray[Any, Any]:
         """All of a tensor that there is; see `rows`."""
         return self.rows(name, 0, self.num_rows(name))
+
+    def _refuse_parts(self) -> None:
+        field = self._fields.get("split.count")
+        num_parts = int(field.contents()) if field is not None else 1
+        if num_parts > 1:
+            raise InvalidInputError(
+                f"File '{self.path}' is one of {num_parts} parts of a model, which are not read as they are. Join them "
+                "with `llama-gguf-split --merge FIRST_PART WHOLE.gguf`.",
+                reason="SPLIT_FILE",
+                subject=str(self.path),
+            )
 
     def _field(self, key: str) -> Any:
         if key not in self._fields:

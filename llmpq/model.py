@@ -1,6 +1,7 @@
 """The dimensions of a model, and where its files are."""
 
 import hashlib
+import json
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,6 +15,8 @@ from llmpq.hub import HubModel, fetch_small_files
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+#: Has the text model that is served inside it.
+_WITH_VISION = "gemma3"
 _AT_LEAST_ONE = (
     "num_layers",
     "hidden_size",
@@ -151,7 +154,8 @@ def read_config(model: str) -> "PretrainedConfig":
 
     Raises:
         NotFoundError: No such model.
-        InvalidInputError: Damaged files, or a family that no stage server can run; the message lists those that can be.
+        InvalidInputError: Damaged files, a configuration that transformers refuses, or a family that no stage server
+            can run; the message lists those that can be.
     """
     files = ModelFiles.locate(model)
     return _read_config(model, files, files.fingerprint)
@@ -163,19 +167,36 @@ def _read_config(model: str, files: ModelFiles, fingerprint: str) -> "Pretrained
     from transformers import AutoConfig  # noqa: PLC0415 takes a second, and most processes never need it
 
     try:
+        if not files.gguf:
+            _check_family(model, files.directory / "config.json")
         config: PretrainedConfig = (
             _gguf_config(files) if files.gguf else AutoConfig.from_pretrained(str(files.directory))
         )
     except InvalidInputError:
         raise
     except Exception as error:  # a damaged file makes the parsers below raise anything
-        why = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise _unknown_family(model, f"its configuration cannot be read ({why})") from error
-    if config.model_type == "gemma3":  # with a vision tower; what is served is the text model inside it
-        config = config.text_config
-    if config.model_type not in KNOWN_FAMILIES:
-        raise _unknown_family(model, f"its family is '{config.model_type}'")
-    return config
+        raise _wrong_configuration(model, " ".join(f"{type(error).__name__}: {error}".split())) from error
+    return config.text_config if config.model_type == _WITH_VISION else config
+
+
+def _check_family(model: str, path: Path) -> None:
+    """Refuses a `config.json` that is none, or of another family than KNOWN_FAMILIES: transformers may not know it."""
+    try:
+        fields = json.loads(path.read_bytes())
+    except ValueError as error:
+        message = f"File '{path}' is damaged: {error}."
+        raise InvalidInputError(message, reason="DAMAGED_FILE", subject=str(path)) from error
+    if not isinstance(fields, dict):
+        raise _wrong_configuration(model, "it is no JSON object")
+    if fields.get("model_type") not in (*KNOWN_FAMILIES, _WITH_VISION):
+        raise InvalidInputError(
+            f"Cannot run the model at '{model}': its family is '{fields.get('model_type')}'. Known families: "
+            f"{', '.join(KNOWN_FAMILIES)}.",
+            reason="UNKNOWN_FAMILY",
+            subject="model",
+        )
+    if not isinstance(fields.get("quantization_config") or {}, dict):
+        raise _wrong_configuration(model, "its quantization_config is no JSON object")
 
 
 def _gguf_config(files: ModelFiles) -> "PretrainedConfig":
@@ -192,7 +213,7 @@ def read_shape(model: str) -> ModelShape:
     if not absurd and shape.num_heads % shape.num_kv_heads:
         absurd = [f"{shape.num_kv_heads} key/value heads do not divide {shape.num_heads} heads"]
     if absurd:
-        raise InvalidInputError(f"The configuration of the model at '{model}' is wrong: {absurd[0]}.", subject="model")
+        raise _wrong_configuration(model, absurd[0])
     return shape
 
 
@@ -248,10 +269,6 @@ def _normalized(config: "PretrainedConfig") -> Any:
         return NormalizedTextConfig(config)
 
 
-def _unknown_family(model: str, why: str) -> InvalidInputError:
-    known = ", ".join(KNOWN_FAMILIES)
-    return InvalidInputError(
-        f"Cannot run the model at '{model}': {why}. Known families: {known}.",
-        reason="UNKNOWN_FAMILY",
-        subject="model",
-    )
+def _wrong_configuration(model: str, why: str) -> InvalidInputError:
+    message = f"The configuration of the model at '{model}' is wrong: {why.rstrip('.')}."
+    return InvalidInputError(message, reason="BAD_CONFIGURATION", subject="model")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from llmpq.errors import InvalidInputError
 from llmpq.messages import from_fields
@@ -17,6 +16,7 @@ from llmpq.schemes import SCHEMES
 from quantizer.packing import pack, unpack
 from quantizer.rounded import GroupRounded, RoundedWeight, RowRounded
 from stage_server.safetensors_checkpoint import local_reader
+from stage_server.safetensors_writer import write_safetensors
 from stage_server.source import SourceLayer, SourceNorm
 from stage_server.source_linears import SourceLinear
 
@@ -25,7 +25,11 @@ _DESCRIPTION = "layer"
 
 
 def write_layer(layer: SourceLayer, path: Path) -> None:
-    """Writes a layer whose linears are rounded, to int8 or to groups; its tensors may be on any device."""
+    """Writes a layer whose linears are rounded, to int8 or to groups; its tensors may be on any device.
+
+    Raises:
+        OSError: The file cannot be written, or not all of it.
+    """
     tensors: dict[str, torch.Tensor | None] = {}
     for role, norm in layer.norms.items():
         tensors |= {f"norms.{role}.{name}": value for name, value in vars(norm).items()}
@@ -39,7 +43,7 @@ def write_layer(layer: SourceLayer, path: Path) -> None:
         "columns": {role: linear.stored.shape[1] for role, linear in layer.linears.items()},
         "crc32": _checksum(present),
     }
-    save_file(present, path, metadata={_DESCRIPTION: json.dumps(description)})
+    write_safetensors(present, path, {_DESCRIPTION: json.dumps(description)})
 
 
 def read_layer(path: Path) -> SourceLayer:

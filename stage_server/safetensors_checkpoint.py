@@ -36,7 +36,7 @@ class SafetensorsCheckpoint:
 
     def num_rows(self, name: str) -> int:
         """See Checkpoint."""
-        return self._reader_of(name).entries[name].shape[0]
+        return self._reader_of(name).num_rows(name)
 
     def rows(self, name: str, first: int, end: int) -> torch.Tensor:
         """See Checkpoint."""

@@ -89,8 +89,12 @@ class SafetensorsReader:
         entry = self.entries[name]
         return self._read(name, entry, entry.start, entry.shape)
 
+    def num_rows(self, name: str) -> int:
+        """Length of a tensor's first axis; 0 if it has none."""
+        return (*self.entries[name].shape, 0)[0]
+
     def rows(self, name: str, first: int, end: int) -> torch.Tensor:
-        """Rows `first` to `end` along the first axis of a tensor; raises as `tensor`."""
+        """Rows `first` to `end`, of which there are some, along the first axis of a tensor; raises as `tensor`."""
         entry = self.entries[name]
         row_bytes = entry.num_bytes // entry.shape[0]
         return self._read(name, entry, entry.start + first * row_bytes, (end - first, *entry.shape[1:]))

@@ -1,5 +1,10 @@
-"""The model families, each described by data: add a module with a `describe` function and list it here."""
+"""The model families, each described by data.
 
+For a new one add a module with a `describe` function and list it here; its size and the names of its linears go to
+`llmpq/families.py`, and, if GGUF files hold it, what they say to `llmpq/gguf_config.py`.
+"""
+
+import math
 from typing import TYPE_CHECKING
 
 from llmpq.errors import InvalidInputError
@@ -27,24 +32,19 @@ __all__ = ["DecoderSpec", "describe"]
 
 
 def describe(config: "PretrainedConfig") -> DecoderSpec:
-    """What one decoder block of this model is, and how the checkpoint names its tensors.
+    """What one decoder block of a model of one of KNOWN_FAMILIES is, and how the checkpoint names its tensors.
 
     Raises:
-        InvalidInputError: A family that is not known, or a variant of it that is not; the message says which are.
+        InvalidInputError: A variant of its family that is not known; the message says what about it.
     """
-    if config.model_type not in _DESCRIBE:
-        known = ", ".join(_DESCRIBE)
-        raise InvalidInputError(
-            f"Family '{config.model_type}' is not known; known families: {known}.",
-            reason="UNKNOWN_FAMILY",
-            subject="model",
-        )
     try:
         spec = _DESCRIBE[config.model_type](config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _unsupported(f"its configuration is wrong or of an unknown variant ({error!r})") from error
     if spec.activation not in ACTIVATIONS:
         raise _unsupported(f"its activation '{spec.activation}' is not among {', '.join(ACTIVATIONS)}")
+    if not 0 <= spec.norm_eps < math.inf:
+        raise _unsupported(f"the epsilon of its norms is {spec.norm_eps}")
     return spec
 
 

@@ -1,10 +1,12 @@
 """Checkpoints give each tensor by name, from wherever it lies, and say which one is missing."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from full_disk import largest_file
 from parity_models import SaveModel
 from safetensors.torch import load_file, save_file
 
@@ -12,6 +14,8 @@ from llmpq.errors import InvalidInputError, NotFoundError
 from llmpq.model import read_shape
 from stage_server.checkpoint import open_checkpoint
 from stage_server.loader import ModelLoader
+from stage_server.lru_directory import LruDirectory
+from stage_server.safetensors_writer import write_safetensors
 
 CPU = torch.device("cpu")
 
@@ -89,6 +93,7 @@ def read_all(directory: str) -> None:
     loader = ModelLoader(directory, CPU, torch.float32)
     loader.load_embedding()
     loader.source.layer(0)
+    loader.load_head(None)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +106,9 @@ def read_all(directory: str) -> None:
         ({"num_hidden_layers": 0}, "num_layers is 0"),
         ({"intermediate_size": 80}, "mlp.gate_proj.weight"),
         ({"vocab_size": 7}, "embed_tokens"),
+        ({"num_attention_heads": 0}, "configuration of the model .* is wrong"),
+        ({"rms_norm_eps": -1.0}, r"epsilon of its norms is -1\.0"),
+        ({"quantization_config": "foo"}, "quantization_config is no JSON object"),
     ],
 )
 def test_configuration_that_cannot_be_is_refused_by_name(
@@ -111,8 +119,10 @@ def test_configuration_that_cannot_be_is_refused_by_name(
     """A configuration that no model can have, or that is not that of the weights, says what is wrong."""
     directory = with_config(save_model("llama-gqa-untied")[0], **changes)
 
-    with pytest.raises(InvalidInputError, match=says):
+    with pytest.raises(InvalidInputError, match=says) as caught:
         read_all(directory)
+
+    assert caught.value.reason != "UNKNOWN_FAMILY"
 
 
 def test_damaged_files_are_named(save_model: SaveModel, tmp_path: Path) -> None:
@@ -132,6 +142,9 @@ def test_damaged_files_are_named(save_model: SaveModel, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"absent\.safetensors"):
         open_checkpoint(directory).tensor("x")
 
+    (Path(directory) / "config.json").write_text('{"model_type": "llama",')
+    with pytest.raises(InvalidInputError, match=r"config\.json' is damaged"):
+        read_shape(directory)
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(40))
     with pytest.raises(InvalidInputError, match=r"broken\.gguf"):
         read_shape(str(tmp_path / "broken.gguf"))
@@ -149,3 +162,38 @@ def test_weights_that_are_not_numbers_are_named(save_model: SaveModel) -> None:
 
     with pytest.raises(InvalidInputError, match=r"layers\.2\.fc1\.weight"):
         ModelLoader(directory, CPU, torch.float32).source.layer(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("model.embed_tokens.weight", torch.tensor(1.0)),
+        ("model.embed_tokens.weight", torch.zeros(0, 64)),
+        ("model.embed_tokens.weight", torch.zeros(199)),
+        ("model.layers.0.mlp.down_proj.weight", torch.zeros(64, 96).to(torch.float8_e4m3fn)),
+        ("model.norm.weight", torch.ones(64, dtype=torch.int32)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{value.dtype}-{tuple(value.shape)}",
+)
+def test_tensors_of_other_shapes_and_types_are_named(save_model: SaveModel, name: str, tensor: torch.Tensor) -> None:
+    """A tensor without rows, or of numbers that weights cannot be, is refused by its name, whichever it is."""
+    directory, _ = save_model("llama-gqa-untied")
+    path = Path(directory) / "model.safetensors"
+    save_file(load_file(path) | {name: tensor}, path)
+
+    with pytest.raises(InvalidInputError, match=name) as caught:
+        read_all(directory)
+
+    assert caught.value.reason == "BAD_TENSOR"
+
+
+def test_a_cache_on_a_full_disk_keeps_nothing(tmp_path: Path) -> None:
+    """What cannot be written is not kept and left behind by nobody; whoever made it goes on."""
+    cache = LruDirectory(tmp_path, 10**9)
+    write = partial(write_safetensors, {"x": torch.zeros(10_000)}, metadata={})
+
+    with largest_file(1_000):
+        assert cache.store("x.safetensors", write) is None
+    assert not list(tmp_path.iterdir())
+
+    assert cache.store("x.safetensors", write) == tmp_path / "x.safetensors"

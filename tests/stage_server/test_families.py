@@ -10,12 +10,14 @@ from parity_models import MODELS, VOCABULARY, SaveModel
 from safetensors.torch import load_file, save_file
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-from llmpq import memory
+import llmpq.families
+from llmpq import gguf_config, memory
 from llmpq.errors import InvalidInputError
 from llmpq.families import KNOWN_FAMILIES
 from llmpq.model import read_shape
 from llmpq.plan import LayerPrecision
 from llmpq.schemes import SCHEMES
+from stage_server import families
 from stage_server.loader import ModelLoader
 
 CPU = torch.device("cpu")
@@ -126,6 +128,14 @@ def test_variants_that_cannot_be_run_are_refused_by_name(
 
     with pytest.raises(InvalidInputError, match=says):
         ModelLoader(directory, CPU, torch.float32)
+
+
+def test_every_list_of_families_has_the_same() -> None:
+    """What can be described is what has a size; names of linears and GGUF files are of these families only."""
+    known = set(KNOWN_FAMILIES)
+    assert set(families._DESCRIBE) == known
+    assert set(llmpq.families._LINEAR_NAMES) < known
+    assert {family for family, _ in gguf_config._ARCHITECTURES.values()} < known
 
 
 def test_vocabulary_is_that_of_the_tests() -> None:

@@ -93,6 +93,20 @@ def test_unknown_architecture_lists_the_known_ones(tmp_path: Path) -> None:
         read_shape(str(tmp_path / "model.gguf"))
 
 
+def test_a_part_of_a_split_model_is_refused(tmp_path: Path) -> None:
+    """One of several parts says that it is one, and how to join them; a missing tensor would say neither."""
+    path = tmp_path / "model-00001-of-00003.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_uint16("split.count", 3)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    with pytest.raises(InvalidInputError, match=r"one of 3 parts.*llama-gguf-split --merge"):
+        read_shape(str(path))
+
+
 def test_missing_field_is_named(save_model: SaveModel, tmp_path: Path) -> None:
     """A file without a field that its architecture needs is refused by that field's name."""
     path = write_gguf(save_model("qwen3")[1], tmp_path / "model.gguf")
