@@ -144,20 +144,25 @@ def plan_options(
     """The options that the flags ask for; a mesh started for the call uses all the stages that were asked for.
 
     What a plan given as `precisions` says of group size and rounding holds where no flag says otherwise.
+
+    Raises:
+        typer.BadParameter: Flags contradict each other, or have no effect on the schemes that are asked for.
     """
     if quality_weight is not None and quality_budget is not None:
         raise typer.BadParameter("Pass one of --quality-weight and --quality-budget, not both.")
     if scheme and precisions:
         raise typer.BadParameter("Pass one of --scheme and --precisions, not both.")
-    given = given_precisions(precisions) if precisions else PlanOptions()
+    given = given_precisions(precisions) if precisions else PlanOptions(allowed_schemes=(scheme,) if scheme else ())
+    is_grouped = not given.usable_schemes or any(SCHEMES[name].is_grouped for name in given.usable_schemes)
+    if not is_grouped and (group is not None or symmetric):
+        raise typer.BadParameter("--group and --symmetric are for w4 and w3, and no layer is to have either.")
     return replace(
         given,
         quality_weight=quality_weight,
         quality_budget=quality_budget,
         strategy=strategy,
-        allowed_schemes=(scheme,) if scheme else (),
         group_size=given.group_size if group is None else group,
-        rounding=Rounding(rounding, symmetric) if rounding or symmetric else given.rounding,
+        rounding=Rounding(rounding or given.rounding.method, symmetric) if rounding or symmetric else given.rounding,
         use_all_devices=is_local,
         indicator=indicator,
         objective=objective,

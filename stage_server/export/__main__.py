@@ -5,6 +5,7 @@ What and how is an `ExportRequest` in JSON on standard input. Progress and error
 """
 
 import json
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -22,6 +23,8 @@ _LINE_EVERY_S = 5.0
 
 def main() -> int:
     """Runs the process; returns its exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # of the parent's death too; what is half written is removed
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     try:
         request = from_fields(ExportRequest, json.load(sys.stdin))
         device = open_device(StageConfig(device=request.device))

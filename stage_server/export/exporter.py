@@ -1,8 +1,6 @@
 """Writes a checkpoint of compressed-tensors, a layer at a time: the weights that a mesh would serve, bit for bit."""
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,6 +17,7 @@ from quantizer.formats.compressed_tensors import to_tensors
 from quantizer.rounded import GroupRounded, RoundedWeight
 from stage_server.device import ComputeDevice
 from stage_server.export.model_files import copy_tokenizer, write_config
+from stage_server.export.output import appearing
 from stage_server.export.plain_tensors import in_layer, outside_layers
 from stage_server.export.request import ExportRequest, precisions_of
 from stage_server.export.shards import ShardWriter
@@ -67,12 +66,13 @@ def export(
     Raises:
         NotFoundError, InvalidInputError: As ModelSource, `precisions_of` and LayerRounder.
         ConflictError: Something is at the output already.
+        OSError: The output cannot be written, or not all of it.
     """
     shape = read_shape(request.model)
     precisions = precisions_of(request, shape)
     loader = ModelLoader(request.model, device.torch_device, device.compute_dtype)
     source = loader.source
-    with _appearing(request.directory) as directory:
+    with appearing(Path(request.output)) as directory:
         with ShardWriter(directory) as shards:
             source.expect(range(len(precisions)), embedding=True, head=True)
             dtype = _write_ends(shards, loader)
@@ -133,17 +133,3 @@ def _weights(source: ModelSource, layer: SourceLayer) -> dict[str, RoundedWeight
 def _is_symmetric(weight: RoundedWeight) -> bool:
     """Whether all zero points are the middle code: the format then stores none."""
     return not isinstance(weight, GroupRounded) or bool((weight.zeros == 2 ** (weight.bits - 1)).all())
-
-
-@contextmanager
-def _appearing(directory: Path) -> Iterator[Path]:
-    """A directory to write, which becomes `directory` when the block ends, or vanishes if it fails."""
-    unfinished = directory.with_name(f"{directory.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        unfinished.replace(directory)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise

@@ -1,11 +1,10 @@
 """What is to be exported, and at which precision each layer."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
-from llmpq.errors import ConflictError, InvalidInputError
+from llmpq.errors import InvalidInputError
 from llmpq.model import ModelShape
-from llmpq.plan import LayerPrecision, PlanOptions
+from llmpq.plan import LayerPrecision, PlanOptions, Rounding
 from llmpq.schemes import GROUP_SIZES, SCHEMES
 from llmpq.stored_layers import options_as_stored, read_stored_layers
 
@@ -27,18 +26,6 @@ class ExportRequest:
     options: PlanOptions = field(default_factory=PlanOptions)
     device: str = "cpu"
 
-    @property
-    def directory(self) -> Path:
-        """Where to write.
-
-        Raises:
-            ConflictError: Something is there already.
-        """
-        path = Path(self.output)
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise ConflictError(f"'{path}' exists and is not an empty directory; name another.", subject=self.output)
-        return path
-
 
 def precisions_of(request: ExportRequest, shape: ModelShape) -> tuple[LayerPrecision, ...]:
     """The precision of each layer.
@@ -49,7 +36,9 @@ def precisions_of(request: ExportRequest, shape: ModelShape) -> tuple[LayerPreci
     """
     stored = read_stored_layers(request.model)
     if stored:
-        options_as_stored(request.options, stored, request.model)
+        # Whether there are zero points is stored too, and nobody's to choose.
+        method = Rounding(request.options.rounding.method)
+        options_as_stored(replace(request.options, rounding=method), stored, request.model)
         return stored
     options = request.options
     schemes = options.layer_schemes or options.allowed_schemes * shape.num_layers

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors.torch import save_file
+
+from stage_server.safetensors_writer import write_safetensors
 
 #: Bytes of a file, and so of the tensors that wait in memory to be written; a single larger tensor has its own file.
 MAX_SHARD_BYTES = 2**30
@@ -57,7 +58,7 @@ class ShardWriter(AbstractContextManager["ShardWriter"]):
     def _flush(self) -> None:
         self._shards.append(list(self._waiting))
         path = self._part(len(self._shards))
-        save_file(self._waiting, path, metadata={"format": "pt"})
+        write_safetensors(self._waiting, path, {"format": "pt"})
         path.chmod(_READABLE)
         self._waiting, self._waiting_bytes = {}, 0
 

@@ -336,6 +336,8 @@ def test_wrong_usage_exits_with_2_and_teaches(terminal: Terminal, prompts: Path,
         (("sensitivity", "--model", "m", "--scheme", "w5"), "w16, w8, w8a8, w4, w3"),
         (("sensitivity", "--model", "m", "--scheme", "w16"), "costs nothing"),
         ((*batch, "--quality-weight", 1, "--quality-budget", 1), "not both"),
+        ((*batch, "--scheme", "w8", "--group", 32), "for w4 and w3"),
+        ((*batch, "--precisions", "w16*2,w8a8", "--symmetric"), "for w4 and w3"),
         (("run-batch", "-i", prompts, "-o", prompts), "replace the input"),
         (("run-batch", "-i", tmp_path / "none", "-o", "o"), "does not exist"),
     ]

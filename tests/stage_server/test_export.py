@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from full_disk import largest_file
 from gguf_files import write_gguf
 from parity_models import SaveModel
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ from quantizer.rounded import RoundedWeight
 from stage_server.config import StageConfig
 from stage_server.device import open_device
 from stage_server.export import exporter
+from stage_server.export.output import appearing
 from stage_server.export.request import ExportRequest
 from stage_server.export.shards import ShardWriter
 from stage_server.layer_rounding import LayerRounder
@@ -171,7 +173,7 @@ def test_tokenizer_and_generation_settings_come_along(tmp_path: Path) -> None:
     assert written >= {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors"}
     assert "quantize_config.json" not in written
     assert (exported / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
-    assert not (tmp_path / "out.unfinished").exists()
+    assert not [name for name in written if name.startswith(".")]
 
 
 def test_large_models_are_written_in_several_files(tmp_path: Path) -> None:
@@ -234,6 +236,50 @@ def test_nothing_is_written_over_and_nothing_left_half_done(save_model: SaveMode
     with pytest.raises(NotFoundError, match=r"layers\.2\.fc2"):
         export(model, tmp_path / "out", "w8")
     assert not list(tmp_path.glob("out*"))
+
+
+def test_an_export_removes_nothing_that_it_did_not_make(save_model: SaveModel, tmp_path: Path) -> None:
+    """Files beside the output, whatever their names, outlive an export; one that has begun keeps others out."""
+    model, _ = save_model("opt")
+    for name in ("out.unfinished", ".unfinished-mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").touch()
+
+    export(model, tmp_path / "out", "w8")
+
+    assert (tmp_path / "out.unfinished" / "mine").exists()
+    assert (tmp_path / ".unfinished-mine" / "mine").exists()
+    with appearing(tmp_path / "two"), pytest.raises(ConflictError, match=r"two' exists.*\.unfinished-"):
+        export(model, tmp_path / "two", "w8")
+    assert not (tmp_path / "two").exists()
+
+
+def test_an_empty_directory_is_filled_where_it_is(
+    save_model: SaveModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`.` and a link to an empty directory are as good as a name; the directory stays the same one."""
+    model, _ = save_model("opt")
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    inode = (tmp_path / "here").stat().st_ino
+    monkeypatch.chdir(tmp_path / "here")
+
+    export(model, Path(), "w8")
+    export(model, tmp_path / "link", "w8")
+
+    assert (tmp_path / "here").stat().st_ino == inode
+    for name in ("here", "there"):
+        assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / name).iterdir()}
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_full_disk_is_named(save_model: SaveModel, tmp_path: Path) -> None:
+    """A disk that takes no more bytes is an error of the operating system that names the file; nothing is left."""
+    model, _ = save_model("opt")
+    with largest_file(10_000), pytest.raises(OSError, match=r"large.*part-00001\.safetensors"):
+        export(model, tmp_path / "out", "w8")
+    assert not (tmp_path / "out").exists()
 
 
 def with_weights(model: PreTrainedModel, weights: dict[str, RoundedWeight]) -> PreTrainedModel:
