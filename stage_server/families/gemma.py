@@ -31,7 +31,7 @@ def describe_gemma2(config: Any) -> DecoderSpec:
         names=replace(NAMES, norms=_SANDWICH_NORMS),
         layers=windowed_by_type(config),
         **_common(config),
-        **_capped(config),
+        **_since_gemma2(config),
     )
 
 
@@ -47,7 +47,7 @@ def describe_gemma3(config: Any) -> DecoderSpec:
             for kind, layer_type in zip(windowed_by_type(config), config.layer_types, strict=True)
         ),
         **_common(config),
-        **_capped(config),
+        **_since_gemma2(config),
     )
 
 
@@ -57,8 +57,9 @@ def _common(config: Any) -> dict[str, Any]:
     return {"embedding_scale": math.sqrt(config.hidden_size), "norm_offset": 1.0}
 
 
-def _capped(config: Any) -> dict[str, Any]:
+def _since_gemma2(config: Any) -> dict[str, Any]:
     return {
+        "activation": config.hidden_activation,  # and not hidden_act, which old configurations have besides
         "attention_scale": config.query_pre_attn_scalar**-0.5,
         "attention_soft_cap": config.attn_logit_softcapping,
         "logit_soft_cap": config.final_logit_softcapping,

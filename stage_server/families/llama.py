@@ -56,7 +56,7 @@ def describe_gated(config: Any, rotaries: tuple[RotarySpec, ...], **differences:
         "names": NAMES,
         "norm_kind": NormKind.RMS,
         "norm_eps": config.rms_norm_eps,
-        "activation": getattr(config, "hidden_act", None) or config.hidden_activation,
+        "activation": getattr(config, "hidden_act", None),
         "layers": (LayerKind(rotary=0),) * config.num_hidden_layers,
     }
     return DecoderSpec(**(dimensions(config) | llama | differences), rotaries=rotaries)

@@ -68,6 +68,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "bloom-odd-heads": partial(_bloom, num_attention_heads=6, hidden_size=96),
     "gemma": _gemma,
     "gemma2": partial(_gemma2, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+    "gemma2-two-activations": partial(_gemma2, hidden_activation="gelu_pytorch_tanh", hidden_act="relu"),
     "gemma2-uncapped-untied": partial(
         _gemma2,
         attn_logit_softcapping=None,
@@ -76,6 +77,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
         query_pre_attn_scalar=24,
     ),
     "gemma3": _gemma3,
+    "gemma3-two-activations": partial(_gemma3, hidden_activation="gelu_pytorch_tanh", hidden_act="silu"),
     "gemma3-scaled": partial(
         _gemma3,
         num_hidden_layers=7,
