@@ -1,6 +1,7 @@
 """`python -m stage_server`: serves one device."""
 
 import argparse
+import os
 import sys
 
 from llmpq.errors import InvalidInputError
@@ -17,6 +18,8 @@ def main() -> int:
         configure_logging("stage_server", level=config.log_level)
         if config.device == "cpu":
             restrict_cpu(config.cpu_class, config.cores)
+            # Weights and KV cache are read from end to end in every step: torch is to ask for large pages for them.
+            os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         # torch reads the instruction set when it is imported, so everything that imports it waits until here.
         import uvloop  # noqa: PLC0415
 

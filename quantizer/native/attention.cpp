@@ -4,11 +4,9 @@
 // algorithm 3). Tiles begin at multiples of kTile, whatever the query, so that a row comes out the same in any company
 // and in prefill as in decode.
 
-#include "glue.h"
-
-#include <utility>
-
 #include "elementary.h"
+#include "glue.h"
+#include "shuffles.h"
 
 namespace {
 
@@ -20,27 +18,6 @@ constexpr float kInfinity = __builtin_inff();
 
 constexpr long smaller(long a, long b) { return a < b ? a : b; }
 constexpr long larger(long a, long b) { return a > b ? a : b; }
-
-// Swaps rows and columns of a square of vectors: the quarters off the diagonal change places, in squares of two, four
-// and more rows.
-template <int kWidth, int... kLane> INLINE void exchange(Floats (&square)[kLanes], std::integer_sequence<int, kLane...>) {
-  const Ints upper{(kLane & kWidth ? kLanes + kLane - kWidth : kLane)...};
-  const Ints lower{(kLane & kWidth ? kLanes + kLane : kLane + kWidth)...};
-#pragma GCC unroll 16
-  for (int row = 0; row < kLanes; row++) {
-    if (row & kWidth) continue;
-    const Floats first = square[row], second = square[row + kWidth];
-    square[row] = __builtin_shuffle(first, second, upper);
-    square[row + kWidth] = __builtin_shuffle(first, second, lower);
-  }
-}
-template <int kWidth = 1> INLINE void transpose(Floats (&square)[kLanes]) {
-  exchange<kWidth>(square, std::make_integer_sequence<int, kLanes>());
-  if constexpr (2 * kWidth < kLanes) transpose<2 * kWidth>(square);
-}
-
-template <int... kLane> INLINE Ints lane_numbers(std::integer_sequence<int, kLane...>) { return Ints{kLane...}; }
-INLINE Ints lane_numbers() { return lane_numbers(std::make_integer_sequence<int, kLanes>()); }
 
 INLINE float largest(Floats v) {
   for (int width = kLanes / 2; width; width /= 2) {
@@ -58,9 +35,11 @@ struct Tile {
   const float *values;                            // (num_tokens, value_stride)
   long value_stride;
 
-  // Takes keys and values, each (tokens, head_dim).
+  // Takes keys and values, each (tokens, head_dim). The values are on their way from memory while keys are transposed.
   void read(const float *from_keys, const float *from_values, long head_dim) {
-    for (long token = 0; token < num_tokens; token += kLanes)
+    for (long token = 0; token < num_tokens; token += kLanes) {
+      for (long i = 0; i < smaller(kLanes, num_tokens - token) * head_dim; i += 16)
+        __builtin_prefetch(from_values + token * head_dim + i);
       for (long channel = 0; channel < head_dim; channel += kLanes) {
         Floats square[kLanes]{};
         const float *from = from_keys + token * head_dim + channel;
@@ -70,6 +49,7 @@ struct Tile {
         for (long i = 0; i < smaller(kLanes, head_dim - channel); i++)
           store(keys + (channel + i) * kTile + token, square[i]);
       }
+    }
     value_stride = (head_dim + kLanes - 1) / kLanes * kLanes;
     values = value_stride == head_dim ? from_values : padded;
     if (values == padded)

@@ -1,13 +1,18 @@
-// Products of few rows of float32 with weights of 16 or 8 bits, which are converted in registers: as fast as the
-// weights can be read. Each sum is made in the same order whatever other rows there are.
+// Products of few rows of float32 with weights of 16 or 8 bits, which are widened once for all rows. Each sum is made in
+// the same order whatever other rows there are.
 
+#include "elementary.h"
 #include "product.h"
-#include "vectors.h"
+#include "shuffles.h"
 
 namespace {
 
 // How much is multiplied at a time: as much as there are registers for.
-constexpr int kRows = 4, kOutputs = kLanes == 16 ? 4 : 2;
+constexpr int kRows = 6, kOutputs = kLanes == 16 ? 4 : 2;
+// Inputs whose weights are widened at a time, and rows that they serve: as many as stay in the first-level cache.
+constexpr long kPart = 1024, kPassRows = 8 * kRows;
+
+constexpr long smaller(long a, long b) { return a < b ? a : b; }
 
 struct Float16 {
   typedef uint16_t Element;
@@ -22,52 +27,83 @@ struct Int8 {
   static Floats widened(const Element *from) { return __builtin_convertvector(widen(from), Floats); }
 };
 
-// Rows `row` and up times outputs `output` and up.
-template <class Type, int kNumRows, int kNumOutputs> void multiply(const FloatProduct &p, long row, long output) {
-  typedef typename Type::Element Element;
-  const long num_inputs = p.num_inputs, num_whole = num_inputs / kLanes * kLanes;
-  const float *x = p.x + row * num_inputs;
-  const Element *weight = (const Element *)p.weight + output * num_inputs;
-  Floats sums[kNumRows][kNumOutputs] = {};
-  const auto add = [&](const float *x, const Element *weight, long x_stride, long weight_stride) {
-    for (int o = 0; o < kNumOutputs; o++) {
-      const Floats weights = Type::widened(weight + o * weight_stride);
-      for (int r = 0; r < kNumRows; r++) sums[r][o] = multiply_add(load<Floats>(x + r * x_stride), weights, sums[r][o]);
+// Up to kLanes weights, widened; those missing are zero.
+template <class Type> INLINE Floats widened(const typename Type::Element *from, long count) {
+  if (count >= kLanes) return Type::widened(from);
+  typename Type::Element filled_up[kLanes] = {};
+  memcpy(filled_up, from, count * sizeof *from);
+  return Type::widened(filled_up);
+}
+
+// kOutputs outputs over a part of the inputs, and their sums with the rows at hand.
+struct Part {
+  alignas(64) float weights[kOutputs][kPart + kLanes];  // not a multiple of a page apart
+  Floats sums[kPassRows][kOutputs];
+};
+
+// Adds the products of kCount rows of x with a part's weights to their sums.
+template <int kCount> void add_products(const float *x, long num_inputs, long size, Part &part, long row) {
+  Floats sums[kCount][kOutputs];
+  for (int r = 0; r < kCount; r++)
+    for (int o = 0; o < kOutputs; o++) sums[r][o] = part.sums[row + r][o];
+  const auto add = [&](long k, auto load_inputs) {
+    Floats weights[kOutputs];
+    for (int o = 0; o < kOutputs; o++) weights[o] = load<Floats>(part.weights[o] + k);
+#pragma GCC unroll 8
+    for (int r = 0; r < kCount; r++) {
+      const Floats inputs = load_inputs(x + r * num_inputs + k);
+      for (int o = 0; o < kOutputs; o++) sums[r][o] = multiply_add(inputs, weights[o], sums[r][o]);
     }
   };
-  for (long k = 0; k < num_whole; k += kLanes) add(x + k, weight + k, num_inputs, num_inputs);
-  if (num_whole < num_inputs) {
-    float last_x[kNumRows][kLanes] = {};
-    Element last_weight[kNumOutputs][kLanes] = {};
-    for (int r = 0; r < kNumRows; r++)
-      memcpy(last_x[r], x + r * num_inputs + num_whole, (num_inputs - num_whole) * sizeof(float));
-    for (int o = 0; o < kNumOutputs; o++)
-      memcpy(last_weight[o], weight + o * num_inputs + num_whole, (num_inputs - num_whole) * sizeof(Element));
-    add(last_x[0], last_weight[0], kLanes, kLanes);
+  long k = 0;
+  for (; k + kLanes <= size; k += kLanes) add(k, [](const float *from) { return load<Floats>(from); });
+  if (k < size) add(k, [&](const float *from) { return load_some(from, size - k); });
+  for (int r = 0; r < kCount; r++)
+    for (int o = 0; o < kOutputs; o++) part.sums[row + r][o] = sums[r][o];
+}
+
+// The same for a number of rows that is known only now.
+template <int kCount = kRows>
+void add_products(int num_rows, const float *x, long num_inputs, long size, Part &part, long row) {
+  if (num_rows == kCount) return add_products<kCount>(x, num_inputs, size, part, row);
+  if constexpr (kCount > 1) add_products<kCount - 1>(num_rows, x, num_inputs, size, part, row);
+}
+
+// Up to kPassRows rows times up to kOutputs outputs.
+template <class Type> void multiply(const FloatProduct &p, long row, long num_rows, long output, long num_outputs) {
+  const long num_blocks = (num_rows + kRows - 1) / kRows;  // all about as large
+  Part part;
+  for (long r = 0; r < num_rows; r++)
+    for (int o = 0; o < kOutputs; o++) part.sums[r][o] = Floats{};
+  for (long begin = 0; begin < p.num_inputs; begin += kPart) {
+    const long size = smaller(kPart, p.num_inputs - begin);
+    for (long o = 0; o < kOutputs; o++) {
+      const auto *from = (const typename Type::Element *)p.weight + (output + smaller(o, num_outputs - 1)) * p.num_inputs;
+      for (long k = 0; k < size; k += kLanes) store(part.weights[o] + k, widened<Type>(from + begin + k, size - k));
+    }
+    for (long i = 0; i < num_blocks; i++) {
+      const long first = num_rows * i / num_blocks, count = num_rows * (i + 1) / num_blocks - first;
+      add_products((int)count, p.x + (row + first) * p.num_inputs + begin, p.num_inputs, size, part, first);
+    }
   }
-  for (int r = 0; r < kNumRows; r++)
-    for (int o = 0; o < kNumOutputs; o++) {
-      float y = sum(sums[r][o]);
+  for (long r = 0; r < num_rows; r++) {
+    const Floats sums = sums_of<kOutputs>(part.sums[r]);
+    for (long o = 0; o < num_outputs; o++) {
+      float y = sums[o];
       if (p.scales) y *= p.scales[output + o];
       if (p.bias) y += p.bias[output + o];
       p.y[(row + r) * p.num_outputs + output + o] = y;
     }
-}
-
-template <class Type, int kNumOutputs> void multiply_rows(const FloatProduct &p, long output) {
-  long row = 0;
-  for (; row + kRows <= p.num_rows; row += kRows) multiply<Type, kRows, kNumOutputs>(p, row, output);
-  for (; row + 2 <= p.num_rows; row += 2) multiply<Type, 2, kNumOutputs>(p, row, output);
-  for (; row < p.num_rows; row++) multiply<Type, 1, kNumOutputs>(p, row, output);
+  }
 }
 
 template <class Type> void multiply_all(const FloatProduct &p) {
   constexpr long kChunk = 32;  // outputs that a thread takes at a time
   parallel_for(p.team, (p.num_outputs + kChunk - 1) / kChunk, [&](long chunk) {
-    const long end = (chunk + 1) * kChunk < p.num_outputs ? (chunk + 1) * kChunk : p.num_outputs;
-    long output = chunk * kChunk;
-    for (; output + kOutputs <= end; output += kOutputs) multiply_rows<Type, kOutputs>(p, output);
-    for (; output < end; output++) multiply_rows<Type, 1>(p, output);
+    const long end = smaller((chunk + 1) * kChunk, p.num_outputs);
+    for (long row = 0; row < p.num_rows; row += kPassRows)
+      for (long output = chunk * kChunk; output < end; output += kOutputs)
+        multiply<Type>(p, row, smaller(kPassRows, p.num_rows - row), output, smaller(kOutputs, end - output));
   });
 }
 

@@ -27,7 +27,7 @@ struct CodeProduct {
   Team team;
 };
 
-// y = x @ weight.T * scales + bias in float32, with weights converted in registers.
+// y = x @ weight.T * scales + bias in float32, with weights widened on the way.
 struct FloatProduct {
   const float *x;       // (rows, inputs)
   float *y;             // (rows, outputs)
