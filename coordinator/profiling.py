@@ -21,7 +21,7 @@ from llmpq.model import ModelShape
 log = structlog.get_logger(__name__)
 
 #: Which points a profile has. A profile of another design is measured again.
-_DESIGN = 4
+_DESIGN = 5
 
 
 @dataclass(frozen=True)

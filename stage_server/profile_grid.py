@@ -5,11 +5,12 @@ from dataclasses import dataclass
 #: (sequences, new tokens of each, tokens of each in the cache before).
 Size = tuple[int, int, int]
 
-#: Kernels change their path at powers of two, so rows lie there and between; contexts are short, to tell rows alone.
-_DECODE_SEQUENCES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+#: Kernels change their path behind powers of two, so rows lie there, one further, and between; contexts are short, to
+#: tell rows alone.
+_DECODE_SEQUENCES = (1, 2, 3, 4, 5, 8, 9, 12, 16, 17, 24, 32)
 _DECODE_PAST = 48
 _PREFILL = (
-    *((1, tokens) for tokens in (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)),
+    *((1, tokens) for tokens in (4, 8, 9, 16, 17, 24, 32, 33, 48, 64, 65, 96, 128, 129, 192)),
     *((sequences, 128) for sequences in (2, 3, 4, 6, 8, 12)),
 )
 #: What attention costs does not depend on the scheme: these are measured at one of them.

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from statistics import median
 
 import torch
 
@@ -22,8 +23,8 @@ from stage_server.tensors import payload_of, tensor_of
 #: By wall time, all points are measured this often, seconds apart: other work on the host adds to some, and the
 #: shortest time counts.
 _NUM_WALL_PASSES = 2
-#: In a pass, a point is the shortest of this many runs, of more while they are short.
-_MIN_RUNS, _MAX_RUNS = 2, 7
+#: In a pass, a point is the median of this many runs, of more while they are short; by wall time the shortest of them.
+_MIN_RUNS, _MAX_RUNS = 3, 7
 _ENOUGH_S = 0.04
 #: A run goes through as many layers of the stack as fit into this time.
 _RUN_S = 0.01
@@ -48,6 +49,7 @@ class LayerProfiler:
         has_one_thread = device.description.num_threads == 1
         self._clock = time.thread_time_ns if has_one_thread else time.perf_counter_ns
         self._num_passes = 1 if has_one_thread else _NUM_WALL_PASSES
+        self._summary: Callable[[list[int]], float] = median if has_one_thread else min
         spec = loader.spec
         self._encoding = PositionEncoding(spec, device.torch_device, device.compute_dtype)
         bytes_per_token = 2 * spec.num_kv_heads * spec.head_dim * device.compute_dtype.itemsize
@@ -87,7 +89,7 @@ class LayerProfiler:
         run(1)
         num_layers = min(max(round(_RUN_S * 1e9 / run(1)), 1), len(stack.layers))
         phase = Phase.DECODE if num_tokens == 1 and past else Phase.PREFILL
-        duration_ns = round(_shortest_of(lambda: run(num_layers)) / num_layers)
+        duration_ns = round(self._time_of(lambda: run(num_layers)) / num_layers)
         return LatencyPoint(ModelPart.LAYER, scheme, phase, *size, duration_ns)
 
     def _frame_points(self) -> Iterator[LatencyPoint]:
@@ -124,12 +126,19 @@ class LayerProfiler:
             others.add_(1)  # between two frames a stage runs layers, which leave nothing of this part in the caches
             return self._timed(run)
 
-        return LatencyPoint(part, "", phase, rows, 1, 0, max(_shortest_of(measure), 1))
+        return LatencyPoint(part, "", phase, rows, 1, 0, max(round(self._time_of(measure)), 1))
 
     def _hidden(self, rows: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(rows)
         hidden = torch.randn(rows, self._loader.spec.hidden_size, generator=generator)
         return hidden.to(self._device.torch_device, self._device.compute_dtype)
+
+    def _time_of(self, measure: Callable[[], int]) -> float:
+        """Nanoseconds that several measurements come to."""
+        durations: list[int] = []
+        while len(durations) < _MIN_RUNS or (len(durations) < _MAX_RUNS and sum(durations) < _ENOUGH_S * 1e9):
+            durations.append(measure())
+        return self._summary(durations)
 
     def _timed(self, run: Callable[[], object]) -> int:
         """Nanoseconds of one run."""
@@ -146,11 +155,3 @@ class LayerProfiler:
 
 def _draw_greedily(head: Head, hidden: torch.Tensor) -> torch.Tensor:
     return sample(head.logits(hidden), (), ())
-
-
-def _shortest_of(measure: Callable[[], int]) -> int:
-    """The fewest nanoseconds of several measurements."""
-    durations: list[int] = []
-    while len(durations) < _MIN_RUNS or (len(durations) < _MAX_RUNS and sum(durations) < _ENOUGH_S * 1e9):
-        durations.append(measure())
-    return min(durations)

@@ -186,6 +186,7 @@ class Stage:
     async def _load_weights(self, load: StageLoad, key: tuple[object, ...]) -> AsyncIterator[LoadProgress]:
         self._activity = "Opening the model."
         loader = await self._on_thread(self._open, load.model)
+        give_back_free_memory()
         self.runtime_bytes = process_bytes()
         slice_load = SliceLoad(loader, self.device, load)
         progress = LoadProgress(0, len(load.layers))
@@ -194,6 +195,7 @@ class Stage:
                 progress, self._activity = step, ""
             yield replace(progress, activity=self._activity)
         self._held = _Held(key, loader.spec, slice_load.weights)
+        give_back_free_memory()
 
     def _report(self, activity: str) -> None:
         """Takes what is being done, from whichever thread does it."""
