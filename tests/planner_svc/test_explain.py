@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llmpq.comparison import TradePoint
+from llmpq.errors import DoesNotFitError
 from llmpq.plan import PlanningProblem
 from planner_svc.cost import CostModel
 from planner_svc.explain import counterfactuals
@@ -21,8 +22,8 @@ PLANNER = Planner(time_limit_s=20.0, max_payload_bytes=MAX_PAYLOAD_BYTES)
 def tight(problem: PlanningProblem) -> PlanningProblem:
     """The problem with memory that does not hold w16 everywhere."""
     devices = (
-        device("fast", affine_law(), memory_bytes=450_000),
-        device("slow", affine_law(3.0), memory_bytes=450_000),
+        device("fast", affine_law(), memory_bytes=700_000),
+        device("slow", affine_law(3.0), memory_bytes=700_000),
     )
     options = replace(problem.options, num_lanes=2, prefill_micro_batch=2)
     return replace(problem, devices=devices, options=options)
@@ -70,10 +71,14 @@ def test_counterfactuals_keep_what_quality_is_worth(tight: PlanningProblem) -> N
     assert set(budgets.values()) == {0.5}
 
 
-def test_a_case_without_a_plan_says_why(problem: PlanningProblem) -> None:
+def test_a_case_without_a_plan_says_why(tight: PlanningProblem) -> None:
     """Where the devices that are left cannot hold the model, the counterfactual has the planner's error."""
-    half = tuple(device(name, affine_law(), memory_bytes=350_000) for name in ("one", "two"))
-    explanation = PLANNER.explain(replace(problem, devices=half))
+    alone = replace(tight, devices=(device("one", affine_law(), memory_bytes=100_000),))
+    with pytest.raises(DoesNotFitError) as caught:
+        PLANNER.create(alone)
+    nearly_enough = 90_000 + int(caught.value.metadata["short_bytes"])
+    devices = tuple(device(name, affine_law(), memory_bytes=nearly_enough) for name in ("one", "two"))
+    explanation = PLANNER.explain(replace(tight, devices=devices))
     case = next(case for case in explanation.counterfactuals if case.change == "without two")
     assert "bytes short" in case.error
 
