@@ -246,7 +246,9 @@ def test_plan_compares_strategies(terminal: Terminal, address: str) -> None:
         "gen_len": 4,
     }
     assert [entry["strategy"] for entry in document["plans"]] == list(STRATEGIES)
-    assert {"strategy": "uniform", "plan": None, "error": "No precision fits."} in document["plans"]
+    uniform = next(entry for entry in document["plans"] if entry["strategy"] == "uniform")
+    assert (uniform["plan"], uniform["error"], uniform["stages"]) == (None, "No precision fits.", [])
+    assert document["simulated"] is False
     assert terminal.run(*arguments, "--strategy", "uniform").status == 1
 
 
