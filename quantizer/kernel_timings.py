@@ -31,12 +31,16 @@ _FLOAT_PRODUCTS = ("fp32 torch", "fp32 oneDNN")
 _MIN_TURNS, _MAX_TURNS, _ENOUGH_S = 9, 51, 1.5
 
 
+def _no_path(_rows: int) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Contender:
     """A way to multiply, and what it is called at a number of rows."""
 
     forward: Forward
-    path: Callable[[int], str] = lambda _rows: ""
+    path: Callable[[int], str] = _no_path
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,8 @@ def make_contenders(out_features: int, in_features: int) -> dict[str, Contender]
         rounded = round_weight(weight, LayerPrecision(scheme, _GROUP_SIZE))
         layer = build_linear(rounded, None, scheme, compute_dtype=torch.float32)
         name = f"{scheme} group {_GROUP_SIZE}" if SCHEMES[scheme].is_grouped else scheme
-        has_paths = isinstance(layer, MultiPathLinear)
-        contenders[name] = Contender(layer.forward, layer.path_at) if has_paths else Contender(layer.forward)
+        path = layer.path_at if isinstance(layer, MultiPathLinear) else _no_path
+        contenders[name] = Contender(layer.forward, path)
     contenders["int8 a token, oneDNN"] = Contender(DynamicInt8Linear(round_rows(weight), None).forward)
     contenders["int4 group 64, torch bf16"] = Contender(_torch_int4(weight))
     return contenders
