@@ -5,6 +5,7 @@ import torch
 
 from llmpq.errors import InvalidInputError
 from llmpq.plan import LayerPrecision, Rounding
+from quantizer.hqq import NORM
 from quantizer.input_statistics import InputStatistics
 from quantizer.methods import round_weight
 from quantizer.rounded import GroupRounded, RowRounded, SixteenBits
@@ -39,6 +40,16 @@ def test_symmetric_zero_points_are_the_middle_code(method: str, scheme: str) -> 
     rounded = round_weight(torch.randn(24, 96) + 0.3, LayerPrecision(scheme, 32), rounding, _inputs(96))
     assert isinstance(rounded, GroupRounded)
     assert (rounded.zeros == 2 ** (rounded.bits - 1)).all()
+
+
+@pytest.mark.parametrize("scheme", ["w4", "w3"])
+def test_half_quadratic_rounding_lowers_both_norms(scheme: str) -> None:
+    """Beside nearest, hqq raises its own norm of the errors of no group, and lowers squared errors on the whole."""
+    weight, precision = torch.randn(64, 256), LayerPrecision(scheme, 64)
+    nearest, hqq = (round_weight(weight, precision, Rounding(m)).dequantized() - weight for m in ("nearest", "hqq"))
+    norms = [error.abs().pow(NORM).unflatten(1, (-1, 64)).sum(dim=2) for error in (nearest, hqq)]
+    assert (norms[1] <= norms[0] * 1.00001).all()
+    assert hqq.square().sum() < nearest.square().sum()
 
 
 @pytest.mark.parametrize("scheme", ["w8", "w8a8", "w4", "w3"])
