@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from llmpq.cli.eval_text import encoder, load_tokenizer, read_text
+from llmpq.cli.eval_text import encoder, read_text
 from llmpq.plan import LayerPrecision, Rounding
+from llmpq.tokenizer import load_tokenizer
 from stage_server.config import StageConfig
 from stage_server.decoder_layer import DecoderLayer
 from stage_server.device import open_device

@@ -13,7 +13,7 @@ from typing import Any
 from optimum.utils import NormalizedConfigManager  # noqa: F401
 from transformers import (
     AutoConfig,  # noqa: F401
-    AutoTokenizer,
+    AutoTokenizer,  # noqa: F401
     GenerationConfig,
     LlamaConfig,  # noqa: F401
     OPTConfig,  # noqa: F401
@@ -22,9 +22,9 @@ from transformers import (
 
 from coordinator.openai_requests import LineError, ParsedLine
 from coordinator.requests import Endpoint, Request
-from llmpq.errors import InvalidInputError, NotFoundError
 from llmpq.frames import Sampling
 from llmpq.model import ModelFiles, read_config, shape_of
+from llmpq.tokenizer import load_tokenizer
 
 #: max_tokens of lines that set none, in batches that set none either; 16 is OpenAI's.
 DEFAULT_MAX_TOKENS = {Endpoint.COMPLETIONS: 16, Endpoint.CHAT_COMPLETIONS: 256}
@@ -32,8 +32,6 @@ DEFAULT_MAX_TOKENS = {Endpoint.COMPLETIONS: 16, Endpoint.CHAT_COMPLETIONS: 256}
 MIN_TEMPERATURE = 1e-4
 MIN_TOP_P = 1e-6
 
-#: What transformers can make a tokenizer of.
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 #: One thread at a time, so that nothing is loaded twice.
 _LOADING = threading.Lock()
 
@@ -140,24 +138,11 @@ def _loaded(model: str, fingerprint: str) -> ModelTokenizer:  # noqa: ARG001 key
     """Loads a tokenizer; for a GGUF file that takes seconds, and submission, batch and calibration all want it."""
     config = read_config(model)
     files = ModelFiles.locate(model)
-    tokenizer = _read_tokenizer(model, files)
+    tokenizer = load_tokenizer(model)
     declared = _generation_eos(files)
     stop_ids = {*_ids(declared if declared is not None else config.eos_token_id), *_ids(tokenizer.eos_token_id)}
     shape = shape_of(config)
     return ModelTokenizer(tokenizer, frozenset(stop_ids), shape.max_positions, shape.vocab_size)
-
-
-def _read_tokenizer(model: str, files: ModelFiles) -> Any:
-    if not files.gguf and not any((files.directory / name).is_file() for name in _TOKENIZER_FILES):
-        expected = ", ".join(_TOKENIZER_FILES)
-        message = f"The model at '{model}' has no tokenizer: expected one of {expected} beside its config.json."
-        raise NotFoundError(message, reason="TOKENIZER_NOT_FOUND", subject=model)
-    try:
-        return AutoTokenizer.from_pretrained(**files.from_pretrained)
-    except Exception as error:  # a damaged file makes the parsers below raise anything
-        why = f"{type(error).__name__}: {error}".splitlines()[0]
-        message = f"The tokenizer of the model at '{model}' cannot be read: {why}. Replace its tokenizer files."
-        raise InvalidInputError(message, reason="BAD_TOKENIZER", subject="model") from error
 
 
 def _generation_eos(files: ModelFiles) -> int | list[int] | None:

@@ -13,6 +13,8 @@ from llmpq.cli.terminal import note
 from llmpq.client import Client
 from llmpq.cluster_file import local_cluster
 from llmpq.local_mesh import local_mesh
+from llmpq.model import read_shape
+from llmpq.plan import PlanOptions
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,19 @@ class MeshChoice:
     def is_local(self) -> bool:
         """Whether a mesh is started for the call."""
         return not self.coordinator
+
+    def check_layers(self, plan_options: PlanOptions, model: str) -> None:
+        """Refuses precisions for more or fewer layers than the model has, before a mesh is started for nothing.
+
+        Raises:
+            typer.BadParameter: Says how many there are and how many there must be.
+        """
+        num_given = len(plan_options.layer_schemes)
+        if not (self.is_local and num_given and model):  # a running coordinator says it at once
+            return
+        num_layers = read_shape(model).num_layers
+        if num_given != num_layers:
+            raise typer.BadParameter(f"--precisions is for {num_given} layers, and the model has {num_layers}.")
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Client]:

@@ -12,6 +12,8 @@ from llmpq.errors import InternalError, InvalidInputError
 from llmpq.plan import PlanOptions
 from llmpq.report import precision_counts
 
+#: Codes of lines that lack an answer because of the batch, which says so once, and better.
+_OF_THE_BATCH = frozenset({"batch_failed", "batch_cancelled"})
 #: A choice of a completion, by the custom_id of its request.
 Choices = dict[str, dict[str, Any]]
 
@@ -44,7 +46,12 @@ async def ask(
     choices: Choices = {}
 
     def keep(result: Result) -> None:
-        choices[result.custom_id] = _choice(result)
+        record = json.loads(result.json)
+        if not result.is_error:
+            choices[result.custom_id] = record["response"]["body"]["choices"][0]
+        elif record["error"].get("code") not in _OF_THE_BATCH:
+            message = f"{result.custom_id} was not run: {record['error']['message']}"
+            raise InvalidInputError(message, subject=result.custom_id)
 
     async with mesh.connect() as client:
         batch = await client.submit(requests, model=model, plan_options=plan_options)
@@ -64,12 +71,3 @@ def served_precisions(batch: Batch) -> dict[str, int]:
 
 def _completion(custom_id: str, body: dict[str, Any]) -> dict[str, Any]:
     return {"custom_id": custom_id, "method": "POST", "url": "/v1/completions", "body": body}
-
-
-def _choice(result: Result) -> dict[str, Any]:
-    record = json.loads(result.json)
-    if result.is_error:
-        message = f"{result.custom_id} was not run: {record['error']['message']}"
-        raise InvalidInputError(message, subject=result.custom_id)
-    choice: dict[str, Any] = record["response"]["body"]["choices"][0]
-    return choice

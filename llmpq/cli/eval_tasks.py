@@ -12,12 +12,13 @@ import typer
 from llmpq.cli import options
 from llmpq.cli.connection import MeshChoice, model_path
 from llmpq.cli.eval_requests import Choices, ask, greedy_request, logprobs_of, scoring_request, served_precisions
-from llmpq.cli.eval_text import encoder, load_tokenizer
+from llmpq.cli.eval_text import encoder
 from llmpq.cli.tables import score_table
 from llmpq.cli.task_file import Continuation, LastWord, MultipleChoice, TaskItem, read_tasks
 from llmpq.cli.task_scores import ItemScore, choice_score, task_score
 from llmpq.cli.terminal import print_json, stdout
 from llmpq.report import batch_report
+from llmpq.tokenizer import load_tokenizer
 
 #: Token ids to text.
 Decode = Callable[[Sequence[int]], str]
@@ -69,6 +70,7 @@ def tasks(
         quality_weight=quality_weight,
         quality_budget=quality_budget,
     )
+    mesh.check_layers(plan_options, model)
     tokenizer = load_tokenizer(model)
     items_of = read_tasks(task_file, encoder(tokenizer))
     requests = [request for items in items_of.values() for item in items for request in _requests(item)]

@@ -6,34 +6,34 @@ from pathlib import Path
 from typing import Any
 
 from llmpq.errors import InvalidInputError
-from llmpq.model import ModelFiles
 
 #: Text to token ids, without special tokens.
 Encode = Callable[[str], list[int]]
 
-
-def load_tokenizer(model: str) -> Any:
-    """The model's tokenizer, of transformers.
-
-    Raises:
-        NotFoundError: No such model.
-        InvalidInputError: It has no tokenizer.
-    """
-    from transformers import AutoTokenizer  # noqa: PLC0415 takes seconds, and no other command needs it
-    from transformers.utils import logging  # noqa: PLC0415
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it warns that texts are longer than the context
-    files = ModelFiles.locate(model)
-    try:
-        return AutoTokenizer.from_pretrained(**files.from_pretrained)
-    except (OSError, ValueError, KeyError) as error:
-        place = f"a vocabulary in {files.gguf}" if files.gguf else "tokenizer.json or tokenizer.model in the directory"
-        raise InvalidInputError(f"No tokenizer of the model at '{model}': expected {place}.", subject=model) from error
+#: Of ordinary text, at least for now; more are taken where there are more.
+_CHARACTERS_PER_TOKEN = 8
+#: More than a word has.
+_UNSURE_TOKENS = 64
 
 
 def encoder(tokenizer: Any) -> Encode:
     """Encodes without special tokens: what is scored is the text and nothing else."""
     return lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def first_tokens(encode: Encode, text: str, count: int) -> list[int]:
+    """The first tokens of a text, of which no more is encoded than that takes.
+
+    A word or two at the end of what is encoded may become other tokens than in the whole text; so some more are asked
+    for than are kept.
+    """
+    size = count * _CHARACTERS_PER_TOKEN
+    while size < len(text):
+        token_ids = encode(text[:size].rpartition(" ")[0])
+        if len(token_ids) >= count + _UNSURE_TOKENS:
+            return token_ids[:count]
+        size *= 2
+    return encode(text)[:count]
 
 
 def read_text(path: Path) -> str:

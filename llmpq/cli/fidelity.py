@@ -5,7 +5,6 @@ import json
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -59,7 +58,7 @@ def fidelity(
     seed: Annotated[int, typer.Option(min=0, help="What is drawn depends on this alone.")] = 0,
     scheme: options.Scheme = "",
     group: options.Group = None,
-    output: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the JSON document here as well.")] = None,
+    output: options.DocumentFile = None,
     as_json: options.Json = False,
 ) -> None:
     """Show how well the planner predicts, on work that was never profiled.

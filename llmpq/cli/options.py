@@ -1,7 +1,9 @@
 """Options that several commands share."""
 
+import os
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +20,13 @@ def _host_and_port(address: str) -> str:
     if address and not re.fullmatch(r".+:\d+", address):
         raise typer.BadParameter(f"'{address}' is not HOST:PORT.")
     return address
+
+
+def _can_be_written(path: Path | None) -> Path | None:
+    """What is found out only after the work is found out too late."""
+    if path is not None and not os.access(path.parent, os.W_OK):
+        raise typer.BadParameter(f"Cannot write to the directory '{path.parent}'.")
+    return path
 
 
 def known_scheme(scheme: str) -> str:
@@ -121,6 +130,10 @@ QualityWeight = Annotated[
 QualityBudget = Annotated[
     float | None,
     typer.Option(min=0, help="Hard limit on the loss of quality; 1 is w4 on every layer, 0 is none."),
+]
+DocumentFile = Annotated[
+    Path | None,
+    typer.Option("--output", dir_okay=False, callback=_can_be_written, help="Write the JSON document here as well."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else.")]
 

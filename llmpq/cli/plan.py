@@ -160,6 +160,7 @@ def plan(
         raise typer.BadParameter("Pass --model.")
     if any((kernels, lengths, catalog, planner, explain, pareto, picture)) or strategy in OFFLOADING_STRATEGIES:
         raise typer.BadParameter(f"The options of '{_SIMULATED}' and flexgen need --cluster.")
+    mesh.check_layers(plan_options, model)
     strategies = STRATEGIES if strategy == "all" else ()
     plans = asyncio.run(_preview(mesh, model, workload, plan_options, strategies))
     if as_json:

@@ -77,6 +77,7 @@ def run_batch(
         quality_weight=quality_weight,
         quality_budget=quality_budget,
     )
+    mesh.check_layers(plan_options, model)
     files = ResultFiles(output_file)
     submission = {"model": model_path(model), "plan_options": plan_options, "default_max_tokens": max_tokens}
     batch = asyncio.run(_run(mesh, input_file, files, submission))

@@ -46,7 +46,7 @@ def sensitivity(
     group: options.Group = None,
     rounding: options.RoundingMethod = "",
     symmetric: options.Symmetric = False,
-    output: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the JSON document here as well.")] = None,
+    output: options.DocumentFile = None,
     as_json: options.Json = False,
 ) -> None:
     """Show what quantizing each layer costs in quality.
@@ -74,12 +74,12 @@ def sensitivity(
     plan_options = replace(given, allowed_schemes=tuple(schemes))
     ratings = asyncio.run(_rate(mesh, model_path(model), plan_options))
     document = describe(model, plan_options, ratings)
-    if output is not None:
-        output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     if as_json:
         print_json(document)
     else:
         stdout.print(picture(document, stdout.width))
+    if output is not None:  # after the rest, for its disk may be full
+        output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def describe(model: str, plan_options: PlanOptions, ratings: Sequence[LayerSensitivity]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ An item with `text` asks for its last word, given all before it. Items of the sa
 belongs to the task that is named as the file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,14 @@ from llmpq.cli.eval_text import Encode, read_objects
 from llmpq.errors import InvalidInputError
 from llmpq.messages import from_fields
 
+#: What each field is, in the words of JSON, and whether a value is that.
+_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "answer": ("a whole number", lambda value: type(value) is int),
+    "choices": ("a list of strings", lambda value: type(value) is list and all(type(item) is str for item in value)),
+    "context": ("a string", lambda value: type(value) is str),
+    "task": ("a string", lambda value: type(value) is str),
+    "text": ("a string", lambda value: type(value) is str),
+}
 #: Malformed lines that an error names; the rest are counted.
 _MAX_NAMED = 5
 
@@ -116,10 +124,23 @@ def read_tasks(path: Path, encode: Encode) -> dict[str, list[TaskItem]]:
 def _parsed(fields: Mapping[str, Any]) -> Item:
     if ("choices" in fields) == ("text" in fields):
         raise InvalidInputError("needs either `choices` (with `context` and `answer`) or `text`")
-    item: Item = from_fields(MultipleChoice, fields) if "choices" in fields else from_fields(LastWord, fields)
+    has_choices = "choices" in fields
+    _check_types(fields, ("context", "choices", "answer") if has_choices else ("text",))
+    item: Item = from_fields(MultipleChoice, fields) if has_choices else from_fields(LastWord, fields)
     if item.problem:
         raise InvalidInputError(item.problem)
     return item
+
+
+def _check_types(fields: Mapping[str, Any], required: Sequence[str]) -> None:
+    """Refuses fields of other types, which would else be taken for what they look like: "1" and true are no numbers."""
+    missing = next((name for name in required if name not in fields), None)
+    if missing is not None:
+        raise InvalidInputError(f"`{missing}` is missing")
+    for name in (*required, "task"):
+        expected, is_expected = _TYPES[name]
+        if name in fields and not is_expected(fields[name]):
+            raise InvalidInputError(f"`{name}` is not {expected}")
 
 
 def _encoded(encode: Encode, context: str, continuation: str) -> Continuation:

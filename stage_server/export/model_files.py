@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from llmpq.errors import InvalidInputError
 from llmpq.model import ModelFiles, read_config
+from llmpq.tokenizer import load_tokenizer
 
 #: Files of a tokenizer and of its chat template, and settings of generation.
 _COPIED = (
@@ -54,9 +55,10 @@ def copy_tokenizer(model: str, directory: Path) -> bool:
     files = ModelFiles.locate(model)
     if files.gguf:
         try:
-            AutoTokenizer.from_pretrained(**files.from_pretrained).save_pretrained(directory)
-        except (OSError, ValueError, KeyError):  # no vocabulary, or of a kind that transformers does not know
+            tokenizer = load_tokenizer(model)
+        except InvalidInputError:  # no vocabulary, or of a kind that transformers does not know
             return False
+        tokenizer.save_pretrained(directory)
     else:
         for pattern in _COPIED:
             for path in files.directory.glob(pattern):

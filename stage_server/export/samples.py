@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-from transformers import AutoTokenizer
-
 from llmpq.calibration_text import samples_of
-from llmpq.errors import InvalidInputError
-from llmpq.model import ModelFiles, read_shape
+from llmpq.model import read_shape
+from llmpq.tokenizer import load_tokenizer
 from stage_server.sample_run import Samples
 
 
@@ -14,15 +12,9 @@ def calibration_samples(model: str) -> Samples:
     """Token ids of the calibration text.
 
     Raises:
-        InvalidInputError: The model has no tokenizer that transformers can read.
+        NotFoundError, InvalidInputError: As `load_tokenizer`.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(**ModelFiles.locate(model).from_pretrained)
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidInputError(
-            f"The model at '{model}' has no tokenizer to calibrate with: {error}. Round by a method that needs none.",
-            subject=model,
-        ) from error
+    tokenizer = load_tokenizer(model)
 
     def encode(text: str) -> Sequence[int]:
         token_ids: list[int] = tokenizer(text, verbose=False)["input_ids"]

@@ -7,6 +7,10 @@ import pytest
 from fake_coordinator import PLAN, TOKEN_LOGPROB, FakeCoordinator
 from terminal import Outcome, Terminal
 
+from llmpq.cli.eval_text import encoder, first_tokens
+from llmpq.tokenizer import load_tokenizer
+from llmpq.v1 import coordinator_service_pb2 as pb
+
 STORIES = Path(__file__).parents[1] / "data" / "stories260K"
 BATCH_KEYS = {"batch_id", "state", "model", "wall_s", "plan_hash", "stages"}
 DESCRIBED = {"scheme", "group", "rounding", "symmetric", "precisions"}
@@ -163,7 +167,7 @@ def test_malformed_items_are_named_by_line(terminal: Terminal, address: str, tmp
     good = {"task": "a", "context": "One", "choices": ["day", "dog"], "answer": 0}
     bad = [
         (good | {"answer": 2}, "line 2: `answer` is 2; there are choices 0 to 1"),
-        ({"task": "a", "context": "One", "choices": ["day", "dog"]}, "line 3: MultipleChoice.answer: Field required"),
+        ({"task": "a", "context": "One", "choices": ["day", "dog"]}, "line 3: `answer` is missing"),
         ({"context": "One"}, "line 4: needs either `choices` (with `context` and `answer`) or `text`"),
         ({"text": "One"}, "line 5: `text` has fewer than two words"),
         ({"task": "a", "text": "One day"}, "line 6: is of another kind than line 1 of the same task"),
@@ -175,6 +179,69 @@ def test_malformed_items_are_named_by_line(terminal: Terminal, address: str, tmp
     assert outcome.status == 1
     for _, complaint in bad:
         assert complaint in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"answer": "1"}, "`answer` is not a whole number"),
+        ({"answer": True}, "`answer` is not a whole number"),
+        ({"answer": 1.0}, "`answer` is not a whole number"),
+        ({"choices": "day"}, "`choices` is not a list of strings"),
+        ({"choices": ["day", 2]}, "`choices` is not a list of strings"),
+        ({"task": 3}, "`task` is not a string"),
+    ],
+    ids=str,
+)
+def test_fields_of_other_types_are_refused_in_the_words_of_json(
+    terminal: Terminal, address: str, tmp_path: Path, changes: dict[str, object], complaint: str
+) -> None:
+    """What looks like a number is none; a file that means something else is not scored as if it did not."""
+    path = tmp_path / "odd.jsonl"
+    path.write_text(json.dumps({"task": "a", "context": "One", "choices": ["day", "dog"], "answer": 0} | changes))
+    outcome = tasks(terminal, address, path)
+    assert outcome.status == 1
+    assert f"line 1: {complaint}" in outcome.err
+
+
+def test_a_failed_batch_is_told_by_its_own_words(
+    terminal: Terminal, background_coordinator: FakeCoordinator, address: str, text: Path
+) -> None:
+    """Why the batch failed is said once, not that a line of it was not answered."""
+    background_coordinator.final_state = pb.BATCH_STATE_FAILED
+    outcome = ppl(terminal, address, text, "--scheme", "w4")
+    assert outcome.status == 1
+    assert "Batch batch-1 failed: the fake says so" in outcome.err
+    assert "window-0" not in outcome.err
+
+
+def test_precisions_for_another_number_of_layers_start_no_mesh(terminal: Terminal, text: Path) -> None:
+    """Where a mesh would be started for the call, the model's layers are counted first."""
+    for command in (
+        ("eval", "ppl", "--text", text),
+        ("run-batch", "-i", text, "-o", text.with_name("o")),
+        ("plan", "--batch", 1, "--prompt-len", 8, "--gen-len", 8),
+    ):
+        outcome = terminal.run(*command, "--model", STORIES, "--precisions", "w8*3", "--stages", 1)
+        assert outcome.status == 2
+        taught = "".join(outcome.err.replace("│", " ").split())
+        assert "--precisionsisfor3layers,andthemodelhas5." in taught
+        assert "Startingamesh" not in taught
+
+
+@pytest.mark.parametrize("count", [2, 100, 900])
+def test_the_first_tokens_are_those_of_the_whole_text(wikitext_head: Path, count: int) -> None:
+    """What is not encoded does not change the tokens that are, and little more is encoded than is used."""
+    text = wikitext_head.read_text(encoding="utf-8")[:20_000]
+    encode = encoder(load_tokenizer(str(STORIES)))
+    encoded = []
+
+    def counted(part: str) -> list[int]:
+        encoded.append(len(part))
+        return encode(part)
+
+    assert first_tokens(counted, text, count) == encode(text)[:count]
+    assert sum(encoded) < len(text)
 
 
 @pytest.mark.parametrize(

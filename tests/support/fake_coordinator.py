@@ -65,6 +65,8 @@ class FakeCoordinator(CoordinatorServiceServicer):
         if not lines:
             raise InvalidInputError("The batch has no lines.", subject="lines")
         results = [_answer(number, line) for number, line in enumerate(lines, start=1) if line]
+        if self.final_state == pb.BATCH_STATE_FAILED:
+            results = [_unanswered(result) for result in results]
         num_failed = sum(result.is_error for result in results)
         batch = pb.Batch(
             batch_id=f"batch-{len(self.batches) + 1}",
@@ -283,6 +285,12 @@ def _answer(number: int, line: str) -> _Answered:
     response = {"status_code": 200, "body": {"choices": [choice]}}
     record = {"id": f"r{number}", "custom_id": custom_id, "response": response, "error": None}
     return _Answered(number, custom_id, is_error=False, json=json.dumps(record))
+
+
+def _unanswered(answered: _Answered) -> _Answered:
+    error = {"code": "batch_failed", "message": "The batch failed before this line was answered."}
+    record = json.loads(answered.json) | {"response": None, "error": error}
+    return _Answered(answered.line_number, answered.custom_id, is_error=True, json=json.dumps(record))
 
 
 def _stage_report(stage: StagePlan) -> pb.StageReport:
