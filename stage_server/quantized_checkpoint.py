@@ -84,7 +84,7 @@ def _check_float16(tensors: Mapping[str, torch.Tensor], module: str) -> None:
 def _as_rows(weight: GroupRounded, module: str) -> RowRounded | GroupRounded:
     """A weight of 8 bits as the signed codes that it stands for; others as they are."""
     middle = 2 ** (weight.bits - 1)
-    if weight.bits < 8:  # noqa: PLR2004 w8
+    if weight.bits < SCHEMES["w8"].weight_bits:
         return weight
     if not (weight.zeros == middle).all():
         raise wrong_tensor(f"{module}.qzeros", f"is not symmetric, which weights of 8 bits must be; {_WAY_OUT}")

@@ -91,7 +91,7 @@ class CompressedTensors:
             has_int8_activations=_has_int8_activations(group, where),
             where=where,
         )
-        if layout == Layout.INT8 and not SCHEMES[precision.scheme].weight_bits == 8:  # noqa: PLR2004
+        if layout == Layout.INT8 and SCHEMES[precision.scheme].is_grouped:
             raise unsupported(where, f"{weights.num_bits}-bit weights in the format '{layout}'")
         is_scattered = weights.actorder in {"group", "dynamic", True} and precision.group_size > 0
         return StoredLinear(Layout(layout), precision, weights.symmetric, is_scattered)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from llmpq.errors import InvalidInputError
 from llmpq.plan import LayerPrecision
-from llmpq.schemes import GROUP_SIZES
+from llmpq.schemes import GROUP_SIZES, SCHEMES
 
 
 class Layout(StrEnum):
@@ -67,7 +67,7 @@ def stored_precision(
     Raises:
         InvalidInputError: There is none.
     """
-    if bits == 8 and group_size == 0 and is_symmetric:  # noqa: PLR2004 w8
+    if bits == SCHEMES["w8"].weight_bits and group_size == 0 and is_symmetric:
         return LayerPrecision("w8a8" if has_int8_activations else "w8")
     if bits in {3, 4} and group_size in GROUP_SIZES and not has_int8_activations:
         return LayerPrecision(f"w{bits}", group_size)
