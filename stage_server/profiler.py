@@ -110,7 +110,8 @@ class LayerProfiler:
         spec = self._loader.spec
         embedding = self._loader.load_embedding()
         for rows in FRAME_ROWS:
-            layout = BatchLayout((0,), (0,), (rows,), self._device.torch_device)
+            # Sequences of one token: together they may have more rows than a model has learned positions.
+            layout = BatchLayout((0,) * rows, (0,) * rows, (1,) * rows, self._device.torch_device)
             token_ids = torch.arange(rows, device=self._device.torch_device) % spec.vocab_size
             yield self._point(ModelPart.EMBEDDING, Phase.PREFILL, rows, partial(embedding.forward, token_ids, layout))
         head = self._loader.load_head(embedding if spec.is_tied else None)
