@@ -6,6 +6,8 @@ from typing import Any, Self, TypeVar
 
 from llmpq.batch import Batch, Cluster, PreviewedPlan, Result
 from llmpq.client import Client
+from llmpq.device import DeviceProfile
+from llmpq.fidelity import FidelityResult
 from llmpq.plan import LayerSensitivity
 from llmpq.trace import FrameTrace
 
@@ -72,6 +74,14 @@ class SyncClient:
     def rate_layers(self, *args: Any, **kwargs: Any) -> tuple[LayerSensitivity, ...]:
         """See `Client.rate_layers`."""
         return self._runner.run(self._client.rate_layers(*args, **kwargs))
+
+    def profile_devices(self, *args: Any, **kwargs: Any) -> tuple[DeviceProfile, ...]:
+        """See `Client.profile_devices`."""
+        return self._runner.run(self._client.profile_devices(*args, **kwargs))
+
+    def measure_fidelity(self, *args: Any, **kwargs: Any) -> Iterator[FidelityResult]:
+        """See `Client.measure_fidelity`."""
+        return self._iterate(self._client.measure_fidelity(*args, **kwargs))
 
     def _iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
         async def following() -> T:
