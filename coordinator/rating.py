@@ -11,6 +11,7 @@ from coordinator.measurements import MeasurementCache
 from coordinator.omega import REFERENCE_SCHEME, normalize, random_ratings
 from coordinator.status import Report, counting
 from llmpq.calibration_text import NUM_RATING_SAMPLES, rating_text_digest
+from llmpq.cluster_file import CPU_CLASSES
 from llmpq.errors import PreconditionError
 from llmpq.model import ModelFiles, read_shape
 from llmpq.plan import LayerSensitivity, PlanOptions
@@ -104,7 +105,7 @@ async def _measure(
 
 
 def _schemes_of_raters(members: Sequence[Member], schemes: Iterable[str]) -> dict[Member, tuple[str, ...]]:
-    """Who rates which schemes: each the device with the largest budget among those that can run it.
+    """Who rates which schemes: each the device with the largest budget, then the fastest, of those that can run it.
 
     Raises:
         PreconditionError: There is none.
@@ -118,9 +119,16 @@ def _schemes_of_raters(members: Sequence[Member], schemes: Iterable[str]) -> dic
                 reason="NO_DEVICES",
                 subject=scheme,
             )
-        rater = max(able, key=lambda member: member.description.memory_budget_bytes)
+        rater = max(able, key=_fitness)
         schemes_of[rater] = (*schemes_of.get(rater, ()), scheme)
     return schemes_of
+
+
+def _fitness(member: Member) -> tuple[int, int, int]:
+    """The greater the better: budget, then threads, then instruction set."""
+    device = member.description
+    age = CPU_CLASSES.index(device.cpu_class) if device.cpu_class in CPU_CLASSES else 0
+    return device.memory_budget_bytes, device.num_threads, -age
 
 
 async def _ask(rater: Member, request: RatingRequest, on_progress: OnMeasured) -> tuple[LayerSensitivity, ...]:

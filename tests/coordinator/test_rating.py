@@ -28,6 +28,15 @@ async def test_sensitivities_are_normalized(bench: Bench) -> None:
     assert {rating.scheme for rating in ratings} == {"w16", "w4"}
 
 
+async def test_of_equal_budgets_the_newest_instruction_set_rates(bench: Bench) -> None:
+    """Rating takes as long as the device that does it."""
+    async with bench.running():
+        stages = [await bench.add_stage(cpu_class, cpu_class=cpu_class) for cpu_class in ("sse4", "avx512", "avx2")]
+        await bench.run(LINES)
+
+    assert [len(stage.ratings) for stage in stages] == [0, 1, 0]
+
+
 async def test_the_unit_is_rated_even_if_it_may_not_be_used(bench: Bench) -> None:
     """Without w4 among the allowed schemes the unit is still w4, and its own ratings are left out."""
     async with bench.running():

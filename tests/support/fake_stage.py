@@ -61,6 +61,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         coordinator: host:port to register at.
         schemes: What it says that it can run.
         memory_budget_bytes: What it says that it has.
+        cpu_class: What it says that its CPU is.
         frame_delay_s: How long a frame takes.
 
     Attributes:
@@ -82,6 +83,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         *,
         schemes: tuple[str, ...] = ("w16", "w4"),
         memory_budget_bytes: int = 10**9,
+        cpu_class: str = "avx2",
         frame_delay_s: float = 0.0,
     ) -> None:
         self.device_id = device_id
@@ -89,7 +91,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         self.description = DeviceDescription(
             kind="cpu",
             name="fake",
-            cpu_class="avx2",
+            cpu_class=cpu_class,
             num_threads=1,
             memory_total_bytes=memory_budget_bytes,
             memory_budget_bytes=memory_budget_bytes,
