@@ -216,6 +216,7 @@ def test_wrong_usage_is_refused(terminal: Terminal, stories260k: str) -> None:
     assert terminal.run("bench", "kernels", "--shape", "64").status == 2
 
 
+@pytest.mark.exhaustive
 def test_startup_is_timed_to_the_first_token(terminal: Terminal, stories260k: str) -> None:
     """Two real runs, from an empty cache and from what the first one left there."""
     outcome = terminal.run(
