@@ -58,8 +58,8 @@ class BackwardRun:
                     states[sample] = self._run.through_sample(layer, sample, state.to(self._device)).cpu()
                 yield source.index
         generator = torch.Generator(self._device).manual_seed(_SEED)
-        head = loader.load_head(None)
-        self._gradients = [loss_gradients(head, state.to(self._device), generator).cpu() for state in states]
+        after = (state.to(self._device) for state in states)
+        self._gradients = [gradient.cpu() for gradient in loss_gradients(loader.load_head(None), after, generator)]
 
     def back(self) -> Iterator["LayerBack"]:
         """The layers from the last one back, after `forth`; each must be taken `through` before the next."""

@@ -79,7 +79,7 @@ def _observer(
     def on_gradient(x: torch.Tensor, y: torch.Tensor, gradient: torch.Tensor) -> None:
         for scheme, linears in served.items():
             error = getattr(linears, role).forward(x).float() - y
-            by_output = (gradient * error).double().sum(dim=0)
+            by_output = error.mul_(gradient).sum(dim=0).double()
             squares[scheme] += sum(part.sum().item() ** 2 for part in by_output.split_with_sizes(sizes))
 
     return on_gradient

@@ -13,6 +13,7 @@ from llmpq.schemes import SCHEMES
 from quantizer.input_statistics import InputStatistics
 from stage_server.calibration import CalibratedLayer
 from stage_server.device import ComputeDevice
+from stage_server.gradients import drawn_columns
 from stage_server.guided_calibration import guided_layers
 from stage_server.loader import ModelLoader
 
@@ -64,7 +65,7 @@ def moments_by_autograd(model: PreTrainedModel) -> dict[tuple[int, str], torch.T
             for name in names
         ]
         logits = model(torch.tensor([sample])).logits[0]
-        drawn = torch.multinomial(logits.detach().softmax(dim=-1), 1, generator=generator)
+        drawn = drawn_columns(logits.detach().softmax(dim=-1), generator)
         gradients = torch.autograd.grad(-logits.log_softmax(-1).gather(1, drawn).sum(), [y for _, y in seen.values()])
         for (key, (x, _)), gradient in zip(seen.items(), gradients, strict=True):
             rows, weights = x[0].detach(), gradient[0].square().mean(dim=1)

@@ -15,6 +15,7 @@ from llmpq.schemes import SCHEMES
 from llmpq.stage_load import TokenSequence
 from quantizer.methods import round_weight
 from stage_server.device import ComputeDevice
+from stage_server.gradients import drawn_columns
 from stage_server.loader import ModelLoader
 from stage_server.sensitivity import rate_layers
 
@@ -56,7 +57,7 @@ def test_hessian_is_the_squared_derivative_of_the_loss_along_the_error(save_mode
     squares: dict[tuple[int, str], float] = {}
     for sample in SAMPLES:
         logits = model(torch.tensor([sample])).logits[0]
-        drawn = torch.multinomial(logits.detach().softmax(dim=-1), 1, generator=generator)
+        drawn = drawn_columns(logits.detach().softmax(dim=-1), generator)
         model.zero_grad()
         logits.log_softmax(dim=-1).gather(1, drawn).sum().backward()
         for index, layer in enumerate(model.model.layers):
