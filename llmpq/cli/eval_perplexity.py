@@ -11,7 +11,7 @@ import typer
 from llmpq.cli import options
 from llmpq.cli.connection import MeshChoice, model_path
 from llmpq.cli.eval_requests import ask, logprobs_of, scoring_request, served_precisions
-from llmpq.cli.eval_text import encoder, first_tokens, read_text
+from llmpq.cli.eval_text import encoder, first_tokens, text_pieces
 from llmpq.cli.terminal import print_json, stdout
 from llmpq.errors import InvalidInputError
 from llmpq.report import batch_report
@@ -66,7 +66,7 @@ def perplexity(
         quality_budget=quality_budget,
     )
     mesh.check_layers(plan_options, model)
-    token_ids = first_tokens(encoder(load_tokenizer(model)), read_text(text), tokens)
+    token_ids = first_tokens(encoder(load_tokenizer(model)), text_pieces(text), tokens)
     requests = [scoring_request(f"window-{number}", part) for number, part in enumerate(_windows(token_ids, window))]
     batch, choices = asyncio.run(ask(mesh, model_path(model), requests, plan_options))
     logprobs = [logprob for choice in choices.values() for logprob in logprobs_of(choice)]

@@ -7,7 +7,8 @@ import pytest
 from fake_coordinator import PLAN, TOKEN_LOGPROB, FakeCoordinator
 from terminal import Outcome, Terminal
 
-from llmpq.cli.eval_text import encoder, first_tokens
+from llmpq.cli.eval_text import encoder, first_tokens, read_text
+from llmpq.errors import InvalidInputError
 from llmpq.tokenizer import load_tokenizer
 from llmpq.v1 import coordinator_service_pb2 as pb
 
@@ -231,17 +232,32 @@ def test_precisions_for_another_number_of_layers_start_no_mesh(terminal: Termina
 
 @pytest.mark.parametrize("count", [2, 100, 900])
 def test_the_first_tokens_are_those_of_the_whole_text(wikitext_head: Path, count: int) -> None:
-    """What is not encoded does not change the tokens that are, and little more is encoded than is used."""
+    """What is not encoded does not change the tokens that are, and little more is read and encoded than is used."""
     text = wikitext_head.read_text(encoding="utf-8")[:20_000]
     encode = encoder(load_tokenizer(str(STORIES)))
-    encoded = []
+    encoded, rest = [], iter([text[first : first + 500] for first in range(0, len(text), 500)])
 
     def counted(part: str) -> list[int]:
         encoded.append(len(part))
         return encode(part)
 
-    assert first_tokens(counted, text, count) == encode(text)[:count]
+    assert first_tokens(counted, rest, count) == encode(text)[:count]
     assert sum(encoded) < len(text)
+    assert next(rest, None) is not None
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_texts_longer_than_a_block_are_read_whole(tmp_path: Path, suffix: str) -> None:
+    """What two blocks share, a character or the end of a line, comes out as one; a byte that is no UTF-8 is named."""
+    text = "é\r\n" * 60_000
+    path = tmp_path / f"long{suffix}"
+    stored = text if suffix == ".txt" else "\r\n".join(json.dumps({"text": part}) for part in ("first é", text, "last"))
+    path.write_bytes(b"\xef\xbb\xbf" + stored.encode())
+    expected = text.replace("\r\n", "\n") if suffix == ".txt" else f"first é\n\n{text}\n\nlast"
+    assert read_text(path) == expected
+    path.write_bytes(stored.encode() + b"\xff")
+    with pytest.raises(InvalidInputError, match=f"not UTF-8, at byte {len(stored.encode()):,}"):
+        read_text(path)
 
 
 @pytest.mark.parametrize(
