@@ -53,9 +53,15 @@ class ConvertingLinear(ExpandingLinear):
         self._kernels = kernels() if stored.device.type == "cpu" and stored.is_contiguous() else None
 
     def paths(self) -> Mapping[str, Forward]:
-        """`fused` converts in registers; else as `ExpandingLinear`."""
+        """`fused` converts in registers, `panels` in blocks that serve many rows; else as `ExpandingLinear`."""
         paths = super().paths()
-        return paths if self._kernels is None else {"fused": partial(self._fused, self._kernels), **paths}
+        if self._kernels is None:
+            return paths
+        fused = {
+            name: partial(self._fused, self._kernels, in_panels=in_panels)
+            for name, in_panels in (("fused", False), ("panels", True))
+        }
+        return fused | dict(paths)
 
     def expand(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
         """Output rows `rows` of the weight, (rows, in), in `dtype`."""
@@ -67,9 +73,9 @@ class ConvertingLinear(ExpandingLinear):
         """Bytes of the stored numbers and of the scales."""
         return self._stored.nbytes + (self._scales.nbytes if self._scales is not None else 0)
 
-    def _fused(self, kernels: Kernels, x: torch.Tensor) -> torch.Tensor:
+    def _fused(self, kernels: Kernels, x: torch.Tensor, *, in_panels: bool) -> torch.Tensor:
         bias = self.bias.float() if self.bias is not None else None
-        return kernels.multiply_floats(x.float(), self._stored, self._scales, bias).to(x.dtype)
+        return kernels.multiply_floats(x.float(), self._stored, self._scales, bias, in_panels=in_panels).to(x.dtype)
 
 
 class SixteenBitLinear(ConvertingLinear):

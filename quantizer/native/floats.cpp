@@ -1,7 +1,8 @@
-// Products of few rows of float32 with weights of 16 or 8 bits, which are widened once for all rows. Each sum is made in
-// the same order whatever other rows there are.
+// Products of a few rows of float32 with weights of 16 or 8 bits, which are widened once for all rows and read along
+// the inputs, as they are stored. Each sum is made in the same order whatever other rows there are.
 
 #include "elementary.h"
+#include "float_weights.h"
 #include "product.h"
 #include "shuffles.h"
 
@@ -11,29 +12,6 @@ namespace {
 constexpr int kRows = 6, kOutputs = kLanes == 16 ? 4 : 2;
 // Inputs whose weights are widened at a time, and rows that they serve: as many as stay in the first-level cache.
 constexpr long kPart = 1024, kPassRows = 8 * kRows;
-
-constexpr long smaller(long a, long b) { return a < b ? a : b; }
-
-struct Float16 {
-  typedef uint16_t Element;
-  static Floats widened(const Element *from) { return from_halves(from); }
-};
-struct Bfloat16 {
-  typedef uint16_t Element;
-  static Floats widened(const Element *from) { return (Floats)(widen(from) << 16); }
-};
-struct Int8 {
-  typedef int8_t Element;
-  static Floats widened(const Element *from) { return __builtin_convertvector(widen(from), Floats); }
-};
-
-// Up to kLanes weights, widened; those missing are zero.
-template <class Type> INLINE Floats widened(const typename Type::Element *from, long count) {
-  if (count >= kLanes) return Type::widened(from);
-  typename Type::Element filled_up[kLanes] = {};
-  memcpy(filled_up, from, count * sizeof *from);
-  return Type::widened(filled_up);
-}
 
 // kOutputs outputs over a part of the inputs, and their sums with the rows at hand.
 struct Part {
@@ -110,9 +88,5 @@ template <class Type> void multiply_all(const FloatProduct &p) {
 }  // namespace
 
 LLMPQ_EXPORT(multiply_floats)(const FloatProduct *product) {
-  switch (product->type) {
-    case 0: return multiply_all<Float16>(*product);
-    case 1: return multiply_all<Bfloat16>(*product);
-    case 2: return multiply_all<Int8>(*product);
-  }
+  with_type(*product, [&](auto type) { multiply_all<decltype(type)>(*product); });
 }

@@ -77,6 +77,7 @@ class Kernels:
         self._library = library
         self._multiply_codes = self.function("multiply_codes")
         self._multiply_floats = self.function("multiply_floats")
+        self._multiply_panels = self.function("multiply_panels")
         self._run_parallel = _run_parallel()
 
     def multiply_codes(
@@ -105,15 +106,22 @@ class Kernels:
         return y
 
     def multiply_floats(
-        self, x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor | None, bias: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        scales: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        *,
+        in_panels: bool,
     ) -> torch.Tensor:
-        """Multiplies with a weight of 16 or 8 bits that is converted to float32 in registers.
+        """Multiplies with a weight of 16 or 8 bits that is converted to float32 on the way.
 
         Args:
             x: float32 (rows, in).
             weight: float16, bfloat16 or int8 (out, in), contiguous.
             scales: float32 (out,), of int8 weights, or None.
             bias: float32 (out,) or None.
+            in_panels: Whether weights are transposed for many rows, or read along the inputs for a few.
 
         Returns:
             float32 (rows, out).
@@ -124,7 +132,7 @@ class Kernels:
             *(len(x), x.shape[1], len(weight), _TYPES[weight.dtype]),
             self.team(),
         )
-        self._multiply_floats(ctypes.byref(product))
+        (self._multiply_panels if in_panels else self._multiply_floats)(ctypes.byref(product))
         return y
 
     def team(self) -> Team:

@@ -145,18 +145,21 @@ def test_weights_converted_in_registers(native: Kernels, dtype: torch.dtype) -> 
         stood_for = weight.double() * scales[:, None].double() if scales is not None else weight.double()
         for num_rows in ROWS:
             x = torch.randn(num_rows, shape[1])
-            result = native.multiply_floats(x, weight, scales, bias)
             expected = x.double() @ stood_for.T + bias.double()
-            assert (result.double() - expected).norm() <= 1e-5 * expected.norm()
-            assert torch.equal(result[-1:], native.multiply_floats(x[-1:], weight, scales, bias))
+            for in_panels in (False, True):
+                result = native.multiply_floats(x, weight, scales, bias, in_panels=in_panels)
+                assert (result.double() - expected).norm() <= 1e-5 * expected.norm()
+                alone = native.multiply_floats(x[-1:], weight, scales, bias, in_panels=in_panels)
+                assert torch.equal(result[-1:], alone)
 
 
 @needs_library
 def test_float16_keeps_its_whole_range(native: Kernels) -> None:
     """The smallest, denormal, and the largest float16 are converted exactly."""
     weight = torch.tensor([[2.0**-24, -(2.0**-15), 65504.0, -0.0, 2.0**-14]], dtype=torch.float16).T.contiguous()
-    product = native.multiply_floats(torch.tensor([[0.5]]), weight, None, None)
-    assert torch.equal(product, weight.float().T * 0.5)
+    for in_panels in (False, True):
+        product = native.multiply_floats(torch.tensor([[0.5]]), weight, None, None, in_panels=in_panels)
+        assert torch.equal(product, weight.float().T * 0.5)
 
 
 def test_the_library_is_there_where_it_can_be_built() -> None:

@@ -1,0 +1,37 @@
+// Weights of 16 or 8 bits, widened to float32 as they are read.
+#pragma once
+
+#include "product.h"
+#include "vectors.h"
+
+constexpr long smaller(long a, long b) { return a < b ? a : b; }
+
+struct Float16 {
+  typedef uint16_t Element;
+  static Floats widened(const Element *from) { return from_halves(from); }
+};
+struct Bfloat16 {
+  typedef uint16_t Element;
+  static Floats widened(const Element *from) { return (Floats)(widen(from) << 16); }
+};
+struct Int8 {
+  typedef int8_t Element;
+  static Floats widened(const Element *from) { return __builtin_convertvector(widen(from), Floats); }
+};
+
+// Up to kLanes weights, widened; those missing are zero.
+template <class Type> INLINE Floats widened(const typename Type::Element *from, long count) {
+  if (count >= kLanes) return Type::widened(from);
+  typename Type::Element filled_up[kLanes] = {};
+  memcpy(filled_up, from, count * sizeof *from);
+  return Type::widened(filled_up);
+}
+
+// Calls body with the type that a product's weights have.
+template <class Body> static void with_type(const FloatProduct &product, const Body &body) {
+  switch (product.type) {
+    case 0: return body(Float16{});
+    case 1: return body(Bfloat16{});
+    case 2: return body(Int8{});
+  }
+}
