@@ -32,6 +32,7 @@ class DeviceDescription:
     memory_budget_bytes: int
     schemes: tuple[str, ...]
     activation_bytes: int
+    screens_head: bool = False
 
 
 @dataclass(frozen=True)

@@ -32,16 +32,24 @@ def embedding_bytes(shape: ModelShape) -> int:
     return matrices * _EMBEDDING_BYTES + shape.num_embedding_norm_elements * _FLOAT32_BYTES
 
 
-def head_bytes(shape: ModelShape) -> int:
-    """Bytes of the head: vocabulary, and where the model has them a projection and the norm before it."""
+def head_bytes(shape: ModelShape, *, is_screened: bool = False) -> int:
+    """Bytes of the head: vocabulary, and where there are any its screen, a projection and the norm before it."""
     matrices = _vocabulary_elements(shape) + _projection_elements(shape)
-    return matrices * _EMBEDDING_BYTES + shape.num_head_norm_elements * _FLOAT32_BYTES
+    screen = _screen_bytes(shape) if is_screened else 0
+    return matrices * _EMBEDDING_BYTES + shape.num_head_norm_elements * _FLOAT32_BYTES + screen
 
 
-def embedding_head_bytes(shape: ModelShape, *, is_first: bool, is_last: bool) -> int:
-    """Bytes outside the layers: embedding on the first stage, head on the last; a tied matrix is stored once."""
+def embedding_head_bytes(shape: ModelShape, *, is_first: bool, is_last: bool, screens_head: bool = False) -> int:
+    """Bytes outside the layers: embedding on the first stage, head on the last; a tied matrix is stored once.
+
+    Args:
+        shape: The model.
+        is_first: The stage embeds.
+        is_last: The stage has the head.
+        screens_head: As the device describes itself.
+    """
     embedding = embedding_bytes(shape) if is_first else 0
-    head = head_bytes(shape) if is_last else 0
+    head = head_bytes(shape, is_screened=screens_head) if is_last else 0
     is_shared = is_first and is_last and shape.tied_embeddings
     return embedding + head - (_vocabulary_elements(shape) * _EMBEDDING_BYTES if is_shared else 0)
 
@@ -108,6 +116,12 @@ def _has_orders(shape: ModelShape, precision: LayerPrecision) -> bool:
 
 def _vocabulary_elements(shape: ModelShape) -> int:
     return shape.vocab_size * shape.embedding_size
+
+
+def _screen_bytes(shape: ModelShape) -> int:
+    """The vocabulary in 8 bits, in whole tiles of 16 rows and 32 columns, and three float32 numbers a row."""
+    rows, columns = -(-shape.vocab_size // 16) * 16, -(-shape.embedding_size // 32) * 32
+    return rows * (columns + _FLOAT32_BYTES) + shape.vocab_size * 2 * _FLOAT32_BYTES
 
 
 def _projection_elements(shape: ModelShape) -> int:

@@ -22,7 +22,9 @@ def stage_memory(
     """Memory of a stage with these layers: layers + embedding and head + KV cache + workspace of the larger phase."""
     return StageMemory(
         layer_bytes=sum(memory.layer_bytes(shape, precision) for precision in layers),
-        embedding_head_bytes=memory.embedding_head_bytes(shape, is_first=is_first, is_last=is_last),
+        embedding_head_bytes=memory.embedding_head_bytes(
+            shape, is_first=is_first, is_last=is_last, screens_head=description.screens_head
+        ),
         kv_bytes=memory.kv_bytes(
             shape,
             num_layers=len(layers),

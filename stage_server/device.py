@@ -11,6 +11,7 @@ import torch
 from llmpq.device import DeviceDescription
 from llmpq.errors import InvalidInputError
 from quantizer.linear import supported_schemes
+from quantizer.native.library import kernels
 from stage_server.config import StageConfig
 
 #: Share of a device's free memory that a stage takes where no budget is given.
@@ -53,6 +54,7 @@ def _open_cpu(config: StageConfig) -> ComputeDevice:
             memory_budget_bytes=config.memory_budget or int(memory.available * _DEFAULT_BUDGET_SHARE),
             schemes=supported_schemes(device),
             activation_bytes=4,
+            screens_head=kernels() is not None,
         ),
     )
 

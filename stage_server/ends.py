@@ -7,6 +7,7 @@ import torch
 from quantizer.linear import QuantizedLinear
 from stage_server.layout import BatchLayout
 from stage_server.norms import Norm
+from stage_server.vocabulary_screen import VocabularyScreen
 
 #: Rows whose logits exist at a time: a vocabulary row is large, and prompts to be scored have many rows.
 LOGIT_ROWS = 16
@@ -60,6 +61,7 @@ class Head:
         norm: Of what it reads.
         projection: From the width of the residual stream to that of the embedding, behind the norm.
         soft_cap: c of `c tanh(logit / c)`.
+        screen: Finds the most likely tokens of `vocabulary` sooner.
     """
 
     vocabulary: QuantizedLinear
@@ -67,17 +69,23 @@ class Head:
     norm: Norm | None = None
     projection: QuantizedLinear | None = None
     soft_cap: float | None = None
+    screen: VocabularyScreen | None = None
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of the parts, as far as they are the head's own."""
-        return (0 if self.is_shared else self.vocabulary.memory_bytes) + _bytes_of(self.projection, self.norm)
+        vocabulary = 0 if self.is_shared else self.vocabulary.memory_bytes
+        return vocabulary + _bytes_of(self.projection, self.norm, self.screen)
+
+    def most_likely(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The token of the largest logit of each row, the lowest id among equals: (rows,) int64 of (rows, hidden)."""
+        if self.screen is None:
+            return self.logits(hidden).argmax(dim=-1)
+        return self.screen.most_likely(self._read(hidden))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(rows, vocabulary) float32 of (rows, hidden)."""
-        normed = hidden if self.norm is None else self.norm(hidden)
-        projected = normed if self.projection is None else self.projection.forward(normed)
-        logits = self.vocabulary.forward(projected).float()
+        logits = self.vocabulary.forward(self._read(hidden)).float()
         return logits if self.soft_cap is None else logits.div_(self.soft_cap).tanh_() * self.soft_cap
 
     def scores(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -89,6 +97,11 @@ class Head:
             scores[rows] = log_probabilities.gather(1, targets[rows, None])[:, 0]
         return scores
 
+    def _read(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the vocabulary is multiplied with."""
+        normed = hidden if self.norm is None else self.norm(hidden)
+        return normed if self.projection is None else self.projection.forward(normed)
 
-def _bytes_of(projection: QuantizedLinear | None, norm: Norm | None) -> int:
-    return sum(part.memory_bytes for part in (projection, norm) if part is not None)
+
+def _bytes_of(*parts: QuantizedLinear | Norm | VocabularyScreen | None) -> int:
+    return sum(part.memory_bytes for part in parts if part is not None)

@@ -89,7 +89,9 @@ def expected_memory(load: StageLoad, shape: ModelShape, device: DeviceDescriptio
     """The memory a load will take on a device."""
     return StageMemory(
         layer_bytes=sum(memory.layer_bytes(shape, precision) for precision in load.layers),
-        embedding_head_bytes=memory.embedding_head_bytes(shape, is_first=load.is_first, is_last=load.is_last),
+        embedding_head_bytes=memory.embedding_head_bytes(
+            shape, is_first=load.is_first, is_last=load.is_last, screens_head=device.screens_head
+        ),
         kv_bytes=memory.kv_bytes(
             shape,
             num_layers=len(load.layers),

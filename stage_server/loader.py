@@ -9,6 +9,7 @@ from llmpq.stored_layers import other_precision
 from quantizer.input_statistics import InputStatistics
 from quantizer.linear import QuantizedLinear, build_linear
 from quantizer.methods import round_weight, to_sixteen_bits
+from quantizer.native.library import kernels
 from quantizer.reordered import ReorderedLinear
 from quantizer.rounded import RoundedWeight, SixteenBits, to_device
 from stage_server.decoder_layer import DecoderLayer, LayerLinears
@@ -16,6 +17,7 @@ from stage_server.ends import Embedding, Head
 from stage_server.norms import LayerNorms, Norm
 from stage_server.source import ModelSource, SourceLayer, SourceNorm
 from stage_server.source_linears import SourceLinear
+from stage_server.vocabulary_screen import VocabularyScreen
 
 
 class ModelLoader:
@@ -74,17 +76,24 @@ class ModelLoader:
             norm=self._norm(norm) if norm is not None else None,
         )
 
-    def load_head(self, embedding: Embedding | None) -> Head:
-        """Loads final norm and head in 16 bits; a tied head uses the embedding's memory where the stage has both."""
+    def load_head(self, embedding: Embedding | None, *, is_screened: bool = False) -> Head:
+        """Loads final norm and head in 16 bits; a tied head uses the embedding's memory where the stage has both.
+
+        Args:
+            embedding: Of this stage, if it has one.
+            is_screened: Whether the most likely tokens are found through a `VocabularyScreen`, where there are kernels.
+        """
         norm, projection = self.source.final_norm(), self.source.head_projection()
         is_shared = self.source.is_tied and embedding is not None
         weight = embedding.tokens if is_shared and embedding else self._load_vocabulary(self.source.head_rows)
+        native = kernels() if is_screened else None
         return Head(
             vocabulary=self._sixteen_bit_linear(weight),
             is_shared=is_shared,
             norm=self._norm(norm) if norm is not None else None,
             projection=self._sixteen_bit_linear(projection) if projection is not None else None,
             soft_cap=self.spec.logit_soft_cap,
+            screen=VocabularyScreen(weight, native) if native is not None else None,
         )
 
     def _load_vocabulary(self, rows: Callable[[], Iterator[torch.Tensor]]) -> torch.Tensor:

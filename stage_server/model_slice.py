@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
-from llmpq.frames import Frame, FrameOutput
+from llmpq.frames import Frame, FrameOutput, Sampling
 from stage_server.decoder_layer import DecoderLayer
 from stage_server.ends import Embedding, Head
 from stage_server.kv_cache import KvCache
 from stage_server.layout import BatchLayout
 from stage_server.positions import PositionEncoding
-from stage_server.sampling import sample
+from stage_server.sampling import next_tokens
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,5 @@ class ModelSlice:
         if frame.output is FrameOutput.NONE or not emitting:
             return torch.empty(0, dtype=torch.int32)
         last_rows = torch.tensor(layout.counts, device=hidden.device).cumsum(0)[emitting] - 1
-        logits = head.logits(hidden[last_rows])
-        sampling = [frame.sampling[index] for index in emitting] if frame.sampling else []
-        return sample(logits, sampling, [layout.ends[index] for index in emitting])
+        sampling = [frame.sampling[index] for index in emitting] if frame.sampling else [Sampling()] * len(emitting)
+        return next_tokens(head, hidden[last_rows], sampling, [layout.ends[index] for index in emitting])

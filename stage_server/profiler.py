@@ -11,13 +11,11 @@ from llmpq.device import LatencyPoint, ModelPart, Phase
 from llmpq.frames import Frame
 from llmpq.plan import LayerPrecision
 from stage_server.device import ComputeDevice
-from stage_server.ends import Head
 from stage_server.layer_stack import STACK_BYTES, LayerStack
 from stage_server.layout import BatchLayout
 from stage_server.loader import ModelLoader
 from stage_server.positions import PositionEncoding
 from stage_server.profile_grid import FRAME_ROWS, HEAD_SEQUENCES, LayerGrid, Size
-from stage_server.sampling import sample
 from stage_server.tensors import payload_of, tensor_of
 
 #: By wall time, all points are measured this often, seconds apart: other work on the host adds to some, and the
@@ -114,10 +112,10 @@ class LayerProfiler:
             layout = BatchLayout((0,) * rows, (0,) * rows, (1,) * rows, self._device.torch_device)
             token_ids = torch.arange(rows, device=self._device.torch_device) % spec.vocab_size
             yield self._point(ModelPart.EMBEDDING, Phase.PREFILL, rows, partial(embedding.forward, token_ids, layout))
-        head = self._loader.load_head(embedding if spec.is_tied else None)
+        is_screened = self._device.description.screens_head
+        head = self._loader.load_head(embedding if spec.is_tied else None, is_screened=is_screened)
         for rows in HEAD_SEQUENCES:
-            draw = partial(_draw_greedily, head, self._hidden(rows))
-            yield self._point(ModelPart.HEAD, Phase.DECODE, rows, draw)
+            yield self._point(ModelPart.HEAD, Phase.DECODE, rows, partial(head.most_likely, self._hidden(rows)))
 
     def _point(self, part: ModelPart, phase: Phase, rows: int, run: Callable[[], object]) -> LatencyPoint:
         run()
@@ -152,7 +150,3 @@ class LayerProfiler:
     def _synchronize(self) -> None:
         if self._device.torch_device.type == "cuda":
             torch.cuda.synchronize(self._device.torch_device)
-
-
-def _draw_greedily(head: Head, hidden: torch.Tensor) -> torch.Tensor:
-    return sample(head.logits(hidden), (), ())

@@ -10,36 +10,53 @@ from collections.abc import Sequence
 import torch
 
 from llmpq.frames import Sampling
+from stage_server.ends import Head
 
 _MASK = 2**64 - 1
 
 
-def sample(logits: torch.Tensor, sampling: Sequence[Sampling], positions: Sequence[int]) -> torch.Tensor:
-    """Draws one token a row.
+def next_tokens(
+    head: Head, hidden: torch.Tensor, sampling: Sequence[Sampling], positions: Sequence[int]
+) -> torch.Tensor:
+    """One token a row: the most likely one where the temperature is 0, else a draw.
 
     Args:
-        logits: (rows, vocabulary) float32.
-        sampling: How to draw, one entry a row; empty means all greedy.
+        head: Of the model.
+        hidden: (rows, hidden).
+        sampling: How to draw, one entry a row.
         positions: Position of the token that each row is to bring forth.
 
     Returns:
         (rows,) int32 token ids.
     """
-    tokens = logits.argmax(dim=-1)
-    drawn = [row for row, draw in enumerate(sampling) if draw.temperature > 0]
+    greedy = [row for row, how in enumerate(sampling) if how.temperature == 0]
+    drawn = [row for row, how in enumerate(sampling) if how.temperature != 0]
+    tokens = torch.empty(len(hidden), dtype=torch.int32, device=hidden.device)
+    if greedy:
+        tokens[greedy] = head.most_likely(hidden[greedy]).to(torch.int32)
     if drawn:
-        tokens[drawn] = _draw(logits[drawn], [sampling[row] for row in drawn], [positions[row] for row in drawn])
-    return tokens.to(torch.int32)
+        draws = draw(head.logits(hidden[drawn]), [sampling[row] for row in drawn], [positions[row] for row in drawn])
+        tokens[drawn] = draws.to(torch.int32)
+    return tokens
 
 
-def _draw(logits: torch.Tensor, sampling: Sequence[Sampling], positions: Sequence[int]) -> torch.Tensor:
-    """Inverse-transform sampling over the most likely tokens that top-k and top-p keep."""
+def draw(logits: torch.Tensor, sampling: Sequence[Sampling], positions: Sequence[int]) -> torch.Tensor:
+    """Inverse-transform sampling over the most likely tokens that top-k and top-p keep.
+
+    Args:
+        logits: (rows, vocabulary) float32.
+        sampling: How to draw, one entry a row, with temperatures above 0.
+        positions: Position of the token that each row is to bring forth.
+
+    Returns:
+        (rows,) int64 token ids.
+    """
     device = logits.device
-    temperature = torch.tensor([draw.temperature for draw in sampling], device=device, dtype=torch.float64)
-    top_k = torch.tensor([draw.top_k or logits.shape[-1] for draw in sampling], device=device)
-    top_p = torch.tensor([draw.top_p or 1.0 for draw in sampling], device=device, dtype=torch.float64)
+    temperature = torch.tensor([how.temperature for how in sampling], device=device, dtype=torch.float64)
+    top_k = torch.tensor([how.top_k or logits.shape[-1] for how in sampling], device=device)
+    top_p = torch.tensor([how.top_p or 1.0 for how in sampling], device=device, dtype=torch.float64)
     uniform = torch.tensor(
-        [uniform_of(draw.seed, position) for draw, position in zip(sampling, positions, strict=True)],
+        [uniform_of(how.seed, position) for how, position in zip(sampling, positions, strict=True)],
         device=device,
         dtype=torch.float64,
     )

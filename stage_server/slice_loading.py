@@ -37,7 +37,8 @@ class SliceLoad:
         precisions = dict(enumerate(load.layers, load.first_layer))
         loader.source.expect(precisions, embedding=load.is_first, head=load.is_last)
         embedding = loader.load_embedding() if load.is_first else None
-        head = loader.load_head(embedding) if load.is_last else None
+        is_screened = self._device.description.screens_head
+        head = loader.load_head(embedding, is_screened=is_screened) if load.is_last else None
         ends_bytes = sum(end.memory_bytes for end in (embedding, head) if end is not None)
         samples = tuple(sample.token_ids for sample in load.samples)
         layers: dict[int, DecoderLayer] = {}

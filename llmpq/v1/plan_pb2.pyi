@@ -191,6 +191,7 @@ class DeviceDescription(_message.Message):
     MEMORY_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
     SCHEMES_FIELD_NUMBER: _builtins.int
     ACTIVATION_BYTES_FIELD_NUMBER: _builtins.int
+    SCREENS_HEAD_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """"cpu" or "cuda"."""
     name: _builtins.str
@@ -205,6 +206,8 @@ class DeviceDescription(_message.Message):
     """Memory that weights, KV cache and temporaries together may take. A plan MUST stay within it."""
     activation_bytes: _builtins.int
     """Bytes of one activation element, and of one KV cache element: 4 for fp32, 2 for fp16 and bf16."""
+    screens_head: _builtins.bool
+    """Whether a stage that has the head keeps a copy of it in 8 bits, by which it finds the most likely token sooner."""
     @_builtins.property
     def schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Precisions the device can run, for example "w16", "w8", "w8a8", "w4", "w3"."""
@@ -220,10 +223,11 @@ class DeviceDescription(_message.Message):
         memory_budget_bytes: _builtins.int = ...,
         schemes: _abc.Iterable[_builtins.str] | None = ...,
         activation_bytes: _builtins.int = ...,
+        screens_head: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_bytes", b"activation_bytes", "cpu_class", b"cpu_class", "kind", b"kind", "memory_budget_bytes", b"memory_budget_bytes", "memory_total_bytes", b"memory_total_bytes", "name", b"name", "num_threads", b"num_threads", "schemes", b"schemes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_bytes", b"activation_bytes", "cpu_class", b"cpu_class", "kind", b"kind", "memory_budget_bytes", b"memory_budget_bytes", "memory_total_bytes", b"memory_total_bytes", "name", b"name", "num_threads", b"num_threads", "schemes", b"schemes", "screens_head", b"screens_head"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,13 +30,19 @@ from stage_server.device import ComputeDevice
 from stage_server.gradients import OnGradient
 from stage_server.loader import ModelLoader
 from stage_server.operators import operator_sizes
-from stage_server.sensitivity.served import calibrating, served_layers
+from stage_server.sensitivity.served import calibrating, num_samples_within, served_layers
+
+#: Tokens that are run, unless all samples must be for the sake of rounding: with twice as many layers are ranked hardly
+#: better (docs/quantization.md).
+_MAX_TOKENS = 2048
 
 
 def rate_by_hessian(loader: ModelLoader, device: ComputeDevice, request: RatingRequest) -> Iterator[RatingProgress]:
     """See `rate_layers`; a step is a layer on the way forth, which rates nothing, or back."""
-    num_layers = loader.spec.num_layers
-    run = BackwardRun(loader, device, request.token_ids)
+    num_layers, samples = loader.spec.num_layers, request.token_ids
+    if not request.rounding.needs_calibration:
+        samples = samples[: num_samples_within(samples, _MAX_TOKENS)]
+    run = BackwardRun(loader, device, samples)
     for index in run.forth():
         yield RatingProgress((), index + 1, 2 * num_layers)
     for layer in run.back():

@@ -11,7 +11,6 @@ schemes * layers^2 / 2 layers are run in all, and a head for each variant.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch.nn.functional import kl_div
@@ -23,7 +22,7 @@ from stage_server.ends import Head
 from stage_server.loader import ModelLoader
 from stage_server.logit_rows import logit_rows
 from stage_server.sample_run import EXACT, SampleRun, States
-from stage_server.sensitivity.served import calibrating, served_layers
+from stage_server.sensitivity.served import calibrating, num_samples_within, served_layers
 
 #: Share of the device's budget for the hidden states of variants. What does not fit is left to another pass.
 _STATES_SHARE = 0.25
@@ -71,7 +70,7 @@ class _LossMeter:
         self._loader = loader
         self._request = request
         samples = request.token_ids
-        self._num_rated = sum(total <= _MAX_TOKENS for total in accumulate(map(len, samples))) or 1
+        self._num_rated = num_samples_within(samples, _MAX_TOKENS)
         needed = samples if request.rounding.needs_calibration else samples[: self._num_rated]
         self._run = SampleRun(loader, device, needed)
 

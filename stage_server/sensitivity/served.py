@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import accumulate
 
 from llmpq.plan import Rounding
 from llmpq.rating import RatingRequest
@@ -10,7 +11,7 @@ from stage_server.calibration import recorded_inputs
 from stage_server.decoder_layer import DecoderLayer
 from stage_server.layer_rounding import rounded_layer
 from stage_server.loader import ModelLoader
-from stage_server.sample_run import EXACT
+from stage_server.sample_run import EXACT, Samples
 from stage_server.source import SourceLayer
 
 
@@ -40,3 +41,8 @@ def calibrating(layer: DecoderLayer, rounding: Rounding) -> Iterator[Mapping[str
         return
     with recorded_inputs(layer, InputStatistics) as inputs:
         yield inputs
+
+
+def num_samples_within(samples: Samples, max_tokens: int) -> int:
+    """How many samples, from the first on, have no more tokens than that together; at least one."""
+    return sum(total <= max_tokens for total in accumulate(map(len, samples))) or 1

@@ -17,6 +17,7 @@ from llmpq.families import KNOWN_FAMILIES
 from llmpq.model import read_shape
 from llmpq.plan import LayerPrecision
 from llmpq.schemes import SCHEMES
+from quantizer.native.library import kernels
 from stage_server import families
 from stage_server.loader import ModelLoader
 
@@ -50,6 +51,9 @@ def test_loaded_bytes_equal_the_formula(save_model: SaveModel, name: str) -> Non
     own, shared = loader.load_head(None), loader.load_head(embedding)
     assert embedding.memory_bytes == memory.embedding_bytes(shape)
     assert own.memory_bytes == memory.head_bytes(shape)
+    if kernels() is not None:
+        screened = loader.load_head(None, is_screened=True)
+        assert screened.memory_bytes == memory.head_bytes(shape, is_screened=True)
     both = memory.embedding_head_bytes(shape, is_first=True, is_last=True)
     assert embedding.memory_bytes + shared.memory_bytes == both
 

@@ -3,15 +3,22 @@
 import torch
 
 from llmpq.frames import Sampling
-from stage_server.sampling import sample, uniform_of
+from quantizer.linear import build_linear
+from quantizer.rounded import SixteenBits
+from stage_server.ends import Head
+from stage_server.sampling import draw, next_tokens, uniform_of
 
 
-def test_greedy_takes_the_lowest_of_equal_maxima() -> None:
-    """Without a temperature the most likely token is taken, the lowest id among equals."""
-    logits = torch.tensor([[0.0, 3.0, 1.0, 3.0], [5.0, 1.0, 2.0, 0.0]])
+def test_greedy_takes_the_lowest_of_equal_maxima_beside_draws() -> None:
+    """Without a temperature the most likely token is taken, the lowest id among equals; others are drawn."""
+    logits = torch.tensor([[0.0, 3.0, 1.0, 3.0], [5.0, 1.0, 2.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    vocabulary = build_linear(SixteenBits(logits.T.half().contiguous()), None, "w16", compute_dtype=torch.float32)
+    head = Head(vocabulary, is_shared=False)
+    drawn = Sampling(temperature=1.0, seed=4)
 
-    assert sample(logits, [], [4, 9]).tolist() == [1, 0]
-    assert sample(logits, [Sampling(), Sampling()], [4, 9]).tolist() == [1, 0]
+    assert next_tokens(head, torch.eye(3), [Sampling()] * 3, [4, 9, 5]).tolist() == [1, 0, 0]
+    mixed = next_tokens(head, torch.eye(3), [Sampling(), drawn, Sampling()], [4, 9, 5])
+    assert mixed.tolist() == [1, int(draw(logits[1:2], [drawn], [9])), 0]
 
 
 def test_draw_depends_on_seed_and_position_only() -> None:
@@ -21,9 +28,9 @@ def test_draw_depends_on_seed_and_position_only() -> None:
     sampling = [Sampling(temperature=1.3, seed=seed) for seed in (1, 2, 3, 4, 2**64 - 1)]
     positions = [7, 8, 9, 10, 11]
 
-    together = sample(logits, sampling, positions).tolist()
-    alone = [int(sample(logits[i : i + 1], sampling[i : i + 1], positions[i : i + 1])) for i in range(5)]
-    mixed = sample(logits.flip(0), sampling[::-1], positions[::-1]).flip(0).tolist()
+    together = draw(logits, sampling, positions).tolist()
+    alone = [int(draw(logits[i : i + 1], sampling[i : i + 1], positions[i : i + 1])) for i in range(5)]
+    mixed = draw(logits.flip(0), sampling[::-1], positions[::-1]).flip(0).tolist()
 
     assert together == alone == mixed
 
@@ -34,7 +41,7 @@ def test_draws_follow_the_softmax() -> None:
     count = 20_000
     logits = probabilities.log().expand(count, -1)
 
-    tokens = sample(logits, [Sampling(temperature=1.0, seed=42)] * count, range(count))
+    tokens = draw(logits, [Sampling(temperature=1.0, seed=42)] * count, range(count))
 
     frequencies = torch.bincount(tokens, minlength=4) / count
     torch.testing.assert_close(frequencies, probabilities, atol=0.015, rtol=0)
@@ -45,9 +52,9 @@ def test_top_k_and_top_p_bound_the_choice() -> None:
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().expand(500, -1)
     positions = range(500)
 
-    top_2 = sample(logits, [Sampling(temperature=1.0, top_k=2, seed=1)] * 500, positions)
-    top_p = sample(logits, [Sampling(temperature=1.0, top_p=0.6, seed=1)] * 500, positions)
-    first = sample(logits, [Sampling(temperature=1.0, top_p=1e-6, seed=1)] * 500, positions)
+    top_2 = draw(logits, [Sampling(temperature=1.0, top_k=2, seed=1)] * 500, positions)
+    top_p = draw(logits, [Sampling(temperature=1.0, top_p=0.6, seed=1)] * 500, positions)
+    first = draw(logits, [Sampling(temperature=1.0, top_p=1e-6, seed=1)] * 500, positions)
 
     assert set(top_2.tolist()) == {0, 1}
     assert set(top_p.tolist()) == {0, 1}
@@ -59,7 +66,7 @@ def test_low_temperature_approaches_greedy() -> None:
     logits = torch.randn(64, 300, generator=torch.Generator().manual_seed(5)) * 20
 
     for temperature in (1e-6, 1e-39, 5e-324):
-        drawn = sample(logits, [Sampling(temperature=temperature, seed=9)] * 64, range(64))
+        drawn = draw(logits, [Sampling(temperature=temperature, seed=9)] * 64, range(64))
         assert torch.equal(drawn, logits.argmax(-1).to(torch.int32))
 
 
