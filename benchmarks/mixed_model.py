@@ -62,12 +62,16 @@ class MixedModel:
         windows = (tokens[first : first + self._window] for first in range(0, len(tokens), self._window))
         return SampleRun(self.loader, self.device, tuple(map(tuple, windows)))
 
-    def perplexity(self, schemes: Sequence[str], num_tokens: int) -> float:
-        """Perplexity of the first tokens with each layer at its scheme."""
+    def mixed(self, schemes: Sequence[str]) -> list[DecoderLayer]:
+        """Each layer at its scheme."""
+        return [self.at(scheme)[layer] for layer, scheme in enumerate(schemes)]
+
+    def perplexity(self, layers: Sequence[DecoderLayer], num_tokens: int) -> float:
+        """Perplexity of the first tokens with these layers."""
         run = self.run(num_tokens)
         states = run.embedded()
-        for layer, scheme in enumerate(schemes):
-            states = run.through(self.at(scheme)[layer], states)
+        for layer in layers:
+            states = run.through(layer, states)
         return math.exp(self.negative_log_likelihood(run, states))
 
     def negative_log_likelihood(self, run: SampleRun, states: States) -> float:

@@ -61,7 +61,7 @@ def main() -> None:
             f"ratings {indicator}", partial(ratings, model, settings, indicator, samples[:NUM_RATING_SAMPLES])
         )
     for name, schemes in assignments(notebook.results, model.num_layers).items():
-        notebook.once(f"mixed {name}", partial(model.perplexity, schemes, settings.mixed_tokens))
+        notebook.once(f"mixed {name}", partial(mixed_perplexity, model, schemes, settings.mixed_tokens))
     damage = cache(partial(LayerDamage, model, settings.damage_tokens))
 
     def rise(layer: int, scheme: str) -> float:
@@ -89,6 +89,11 @@ def ratings(model: MixedModel, settings: argparse.Namespace, indicator: str, sam
     by_layer = sorted(entries, key=lambda entry: entry.layer)
     omega = {scheme: [entry.omega for entry in by_layer if entry.scheme == scheme] for scheme in schemes}
     return {"seconds": time.monotonic() - started, "omega": omega}
+
+
+def mixed_perplexity(model: MixedModel, schemes: Sequence[str], num_tokens: int) -> float:
+    """Perplexity with each layer at its scheme."""
+    return model.perplexity(model.mixed(schemes), num_tokens)
 
 
 def assignments(results: Mapping[str, Any], num_layers: int) -> dict[str, list[str]]:
