@@ -54,7 +54,7 @@ class Planning:
     def __init__(self, planner_address: str, state: Path, router: ResultRouter) -> None:
         self.planner_address = planner_address
         self._cache = MeasurementCache(state / "measurements")
-        self._rater = LayerRater(self._cache)
+        self._rater = LayerRater()
         self._router = router
         self._profiler = DeviceProfiler(self._cache, LinkProfiler(router))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from coordinator.calibration import calibration_samples
@@ -10,6 +11,8 @@ from coordinator.links import OnMeasured, StageLink
 from coordinator.measurements import MeasurementCache
 from coordinator.omega import REFERENCE_SCHEME, normalize, random_ratings
 from coordinator.status import Report, counting
+from llmpq import __version__
+from llmpq.cache_dir import cache_directory
 from llmpq.calibration_text import NUM_RATING_SAMPLES, rating_text_digest
 from llmpq.cluster_file import CPU_CLASSES
 from llmpq.errors import PreconditionError
@@ -20,14 +23,13 @@ from llmpq.stage_load import TokenSequence
 
 
 class LayerRater:
-    """Has layers rated, and keeps the ratings.
+    """Has layers rated, and keeps the ratings with what else this host can make again.
 
-    Args:
-        cache: Of what was measured before.
+    They depend on the model, not on the devices: so a mesh that is started for a single call need not rate either.
     """
 
-    def __init__(self, cache: MeasurementCache) -> None:
-        self._cache = cache
+    def __init__(self) -> None:
+        self._cache = MeasurementCache(cache_directory() / "ratings")
 
     async def rate(
         self,
@@ -67,6 +69,7 @@ class LayerRater:
             "rounding": [options.rounding.effective_method, options.rounding.is_symmetric],
             "indicator": options.effective_indicator,
             "samples": rating_text_digest(),
+            "version": __version__,
         }
         ratings = {scheme: self._cache.load(LayerSensitivity, subject | {"scheme": scheme}) for scheme in schemes}
         unrated = [scheme for scheme, entries in ratings.items() if entries is None]
@@ -74,7 +77,8 @@ class LayerRater:
             measured = await _measure(model, unrated, options, members, report)
             for scheme in unrated:
                 entries = tuple(entry for entry in measured if entry.scheme == scheme)
-                self._cache.save(subject | {"scheme": scheme}, entries)
+                with suppress(OSError):  # a cache that cannot be written costs time, and no plan
+                    self._cache.save(subject | {"scheme": scheme}, entries)
                 ratings[scheme] = entries
         return tuple(entry for entries in ratings.values() for entry in entries or ())
 

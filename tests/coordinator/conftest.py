@@ -7,6 +7,8 @@ import pytest
 from bench import Bench
 from fake_planner import FakePlanner
 
+from llmpq.cache_dir import CACHE_VARIABLE
+
 
 @pytest.fixture(scope="session")
 def imported_model(opt_bytes: str) -> str:
@@ -18,7 +20,8 @@ def imported_model(opt_bytes: str) -> str:
 
 
 @pytest.fixture
-async def bench(tmp_path: Path, imported_model: str) -> AsyncIterator[Bench]:
-    """A coordinator that is not running yet."""
+async def bench(tmp_path: Path, imported_model: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    """A coordinator that is not running yet; what it keeps of fake stages is seen by no other test."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     async with FakePlanner() as planner:
         yield Bench(tmp_path / "state", planner, imported_model)

@@ -1,5 +1,7 @@
 """Who rates layers, by what, and what is kept of it."""
 
+from pathlib import Path
+
 import pytest
 from bench import Bench
 from mesh import completion
@@ -63,7 +65,7 @@ async def test_raters_are_told_indicator_rounding_and_group(bench: Bench) -> Non
 
 
 async def test_each_scheme_is_rated_once(bench: Bench) -> None:
-    """Schemes are kept one by one; another indicator, rounding or group is another measurement, a restart is not."""
+    """Schemes are kept one by one; another indicator, rounding or group is another measurement, a new mesh is not."""
     async with bench.running():
         stage = await bench.add_stage("a", schemes=("w16", "w8", "w4"))
         first = await bench.client.rate_layers(bench.model, plan_options=PlanOptions(allowed_schemes=("w8",)))
@@ -79,11 +81,22 @@ async def test_each_scheme_is_rated_once(bench: Bench) -> None:
             await bench.client.rate_layers(bench.model, plan_options=options)
             await bench.client.rate_layers(bench.model, plan_options=options)
             assert len(stage.ratings) == num_rated + 1
+    bench.state = bench.state.with_name("state of another mesh")
     async with bench.running():
         twin = await bench.add_stage("b", schemes=("w16", "w8", "w4"))
         again = await bench.client.rate_layers(bench.model, plan_options=PlanOptions(allowed_schemes=("w8",)))
         assert twin.ratings == []
     assert again == first
+
+
+async def test_a_cache_that_cannot_be_written_stops_no_rating(bench: Bench, tmp_path: Path) -> None:
+    """Then layers are rated each time."""
+    (tmp_path / "cache").write_text("a file where the directory would be")
+    async with bench.running():
+        stage = await bench.add_stage("a")
+        ratings = [await bench.client.rate_layers(bench.model) for _ in range(2)]
+    assert ratings[0] == ratings[1]
+    assert len(stage.ratings) == 2
 
 
 async def test_ratings_cover_what_the_devices_can_run(bench: Bench) -> None:
