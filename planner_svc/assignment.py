@@ -1,6 +1,7 @@
 """The inner problem: which layers go where at which precision, once device order and micro-batch sizes are fixed."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,11 @@ from planner_svc.schedule import Schedule
 from planner_svc.timeline import Weights
 
 Floats = NDArray[np.float64]
+#: Prefill and decode seconds, bytes and layers; (many, stages) each.
+StageSums = tuple[Floats, Floats, Floats, Floats]
+
+#: Seconds of a layer that a stage cannot run; sums of infinities would have no differences.
+NEVER_S = 1e30
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class AssignmentProblem:
         """(stages, schemes): whether the stage's device can run the scheme."""
         return np.isfinite(self.layer_decode_s)
 
-    @property
+    @cached_property
     def is_allowed(self) -> NDArray[np.bool_]:
         """(layers, schemes): whether the layer may have the scheme."""
         return np.isfinite(self.omega)
@@ -106,22 +112,38 @@ class AssignmentProblem:
             counts: (many, stages, schemes) layers of each stage at each scheme.
             losses: (many) sums of omega.
         """
+        prefill_s, decode_s, used_bytes, layers = self.stage_sums(counts)
+        sums = prefill_s + self.outside_prefill_s, decode_s + self.outside_decode_s, used_bytes, layers
+        objectives_s = self.objectives_of_sums_s(sums, losses)
+        return np.asarray(np.where((counts < 0).any(axis=(1, 2)), np.inf, objectives_s))
+
+    def stage_sums(self, counts: Floats) -> StageSums:
+        """What layers come to on their stages.
+
+        Linear in `counts` (many, stages, schemes), so that a search may add up what its moves come to. Layers that a
+        stage cannot run take `NEVER_S`.
+        """
+        sums = (self.layer_prefill_s, self.layer_decode_s, self.layer_bytes, np.ones_like(self.layer_bytes))
+        prefill, decode, used, layers = (
+            np.einsum("mjk,jk->mj", counts, np.where(np.isfinite(each), each, NEVER_S)) for each in sums
+        )
+        return prefill, decode, used, layers
+
+    def objectives_of_sums_s(self, sums: StageSums, losses: Floats) -> Floats:
+        """(many) as `objectives_s`, from sums whose seconds include what is outside the layers."""
+        prefill_s, decode_s, used_bytes, layers = sums
         schedule = self.schedule
-        prefill_s = _stage_times(counts, self.layer_prefill_s, self.outside_prefill_s)
-        decode_s = _stage_times(counts, self.layer_decode_s, self.outside_decode_s)
         end_s = _weighted(schedule.prefill_weights, *_totals(prefill_s, self.link_prefill_s))
         server, latency = schedule.decode_weights
         decode = _totals(decode_s, self.link_decode_s)
         time_s = end_s + np.maximum(_weighted(server, *decode), _weighted(latency, *decode))
-        objective_s = time_s + self.theta_s * losses
-        is_over = (counts * self.layer_bytes).sum(axis=2) > self.capacity_bytes
-        is_wrong = is_over.any(axis=1) | (counts[:, ~self.is_usable] > 0).any(axis=1) | (counts < 0).any(axis=(1, 2))
-        is_wrong |= counts.sum(axis=2).min(axis=1) < 1
+        is_wrong = (used_bytes > self.capacity_bytes).any(axis=1) | (layers < 1).any(axis=1)
+        is_wrong |= np.maximum(prefill_s, decode_s).max(axis=1) >= NEVER_S / 2
         if self.quality_budget is not None:
             is_wrong |= losses > self.quality_budget
         if self.deadline_s is not None:
             is_wrong |= time_s > self.deadline_s
-        return np.asarray(np.where(is_wrong, np.inf, objective_s))
+        return np.asarray(np.where(is_wrong, np.inf, time_s + self.theta_s * losses))
 
     def without_limits(self) -> "AssignmentProblem":
         """The same costs with memory for everything, no quality budget and no deadline."""
@@ -168,11 +190,6 @@ class AssignmentProblem:
         """(stages, layers) bytes of each layer at the most compressed scheme that stage and layer admit."""
         can_have = self.is_usable[:, None, :] & self.is_allowed[None, :, :]
         return np.asarray(np.where(can_have, self.layer_bytes[:, None, :], np.inf).min(axis=2))
-
-
-def _stage_times(counts: Floats, layer_s: Floats, outside_s: Floats) -> Floats:
-    """(many, stages) seconds of each stage."""
-    return np.asarray((counts * np.where(np.isfinite(layer_s), layer_s, 0.0)).sum(axis=2) + outside_s)
 
 
 def _totals(stage_s: Floats, link_s: Floats) -> tuple[Floats, Floats]:

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from planner_svc.assignment import NEVER_S
 from planner_svc.milp import Assignment
 
 Floats = NDArray[np.float64]
@@ -66,7 +67,7 @@ def balanced_split(
     best[0, 0] = 0.0
     cut = np.zeros((num_stages + 1, num_layers + 1), dtype=int)
     for stage in range(num_stages):
-        seconds = np.concatenate(([0.0], np.cumsum(np.minimum(layer_s[stage, schemes], _NEVER_S))))
+        seconds = np.concatenate(([0.0], np.cumsum(np.minimum(layer_s[stage, schemes], NEVER_S))))
         sizes = np.concatenate(([0.0], np.cumsum(layer_bytes[stage, schemes])))
         for end in range(stage + 1, num_layers + 1):
             starts = np.arange(stage, end)
@@ -74,14 +75,10 @@ def balanced_split(
             times[sizes[end] - sizes[starts] > capacity_bytes[stage]] = np.inf
             at = int(times.argmin())
             best[stage + 1, end], cut[stage + 1, end] = times[at], starts[at]
-    if best[-1, -1] >= _NEVER_S:
+    if best[-1, -1] >= NEVER_S:
         return None
     cuts = [num_layers]
     for stage in range(num_stages, 0, -1):
         cuts.append(int(cut[stage, cuts[-1]]))
     cuts.reverse()
     return tuple(tuple(schemes[first:end]) for first, end in pairwise(cuts))
-
-
-#: Stands for layers that a stage cannot run; sums of infinities would have no differences.
-_NEVER_S = 1e30

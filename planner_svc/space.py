@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain, islice, permutations
 
 import numpy as np
@@ -18,7 +18,7 @@ from planner_svc.memory import stage_memory
 from planner_svc.milp import Assignment
 from planner_svc.program_data import TOLERANCE
 from planner_svc.quality import omega_matrix
-from planner_svc.schedule import Setting
+from planner_svc.schedule import Schedule, Setting
 from planner_svc.workload import Load
 
 #: Theta where the request sets neither weight nor budget, as a share of the least conceivable time: w4 on every layer
@@ -68,6 +68,10 @@ class SearchSpace:
         self.omega = self._omega()
         group_size = self.options.effective_group_size
         self._weight_bytes = [layer_bytes(cost.shape, _precision(scheme, group_size)) for scheme in self.schemes]
+        # Thousands of candidates share their stages: a device costs the same wherever it is in the middle.
+        self._schedule = cache(self._cut)
+        self._stage_costs = cache(self._cost_stage)
+        self._one_link_s = cache(cost.link_s)
 
     @cached_property
     def candidates(self) -> list[Candidate]:
@@ -217,79 +221,97 @@ class SearchSpace:
     def _problem(self, candidate: Candidate, theta_s: float) -> AssignmentProblem:
         order, setting = candidate.order, candidate.setting
         objective = self.options.effective_objective
-        schedule = replace(self.cost.schedule(order, setting), is_repeated=objective == "throughput")
+        max_prefill_tokens = self.cost.max_prefill_tokens(order, setting)
+        schedule = self._schedule(setting, max_prefill_tokens)
         price = self.cost.usd_per_s(order) if objective == "cost" else 1.0
+        last = len(order) - 1
+        stages = [
+            self._stage_costs(device_id, setting, max_prefill_tokens, is_first=number == 0, is_last=number == last)
+            for number, device_id in enumerate(order)
+        ]
         return AssignmentProblem(
-            layer_prefill_s=price * self._layer_s(order, Phase.PREFILL, schedule.prefill_load),
-            layer_decode_s=price * self._layer_s(order, Phase.DECODE, schedule.decode_load),
-            outside_prefill_s=price * self._outside_s(order, schedule.prefill_load),
-            outside_decode_s=price * self._outside_s(order, schedule.decode_load),
+            layer_prefill_s=price * np.array([stage.layer_prefill_s for stage in stages]),
+            layer_decode_s=price * np.array([stage.layer_decode_s for stage in stages]),
+            outside_prefill_s=price * np.array([stage.outside_prefill_s for stage in stages]),
+            outside_decode_s=price * np.array([stage.outside_decode_s for stage in stages]),
             link_prefill_s=price * self._link_s(order, schedule.prefill_load),
             link_decode_s=price * self._link_s(order, schedule.decode_load),
             deadline_s=price * self.options.deadline_s if self.options.deadline_s else None,
-            layer_bytes=self._layer_bytes(order, setting),
-            capacity_bytes=self._capacity_bytes(order, setting),
+            layer_bytes=np.array([stage.layer_bytes for stage in stages]),
+            capacity_bytes=np.array([stage.capacity_bytes for stage in stages]),
             omega=self.omega,
             theta_s=theta_s,
             quality_budget=self.options.quality_budget,
             schedule=schedule,
         )
 
-    def _layer_s(self, order: Order, phase: Phase, load: Load) -> Floats:
-        return np.array(
-            [
-                [
-                    self.cost.layer_s(device_id, scheme, phase, load) if scheme in self.usable[device_id] else np.inf
-                    for scheme in self.schemes
-                ]
-                for device_id in order
-            ]
+    def _cut(self, setting: Setting, max_prefill_tokens: int) -> Schedule:
+        is_repeated = self.options.effective_objective == "throughput"
+        return replace(Schedule.of(self.cost.workload, setting, max_prefill_tokens), is_repeated=is_repeated)
+
+    def _cost_stage(
+        self, device_id: str, setting: Setting, max_prefill_tokens: int, *, is_first: bool, is_last: bool
+    ) -> "_StageCosts":
+        schedule = self._schedule(setting, max_prefill_tokens)
+        description = self.cost.devices[device_id].description
+        cache_bytes = kv_bytes(
+            self.cost.shape,
+            num_layers=1,
+            num_slots=setting.num_slots,
+            max_sequence_tokens=self.cost.workload.max_sequence_tokens,
+            activation_bytes=description.activation_bytes,
+        )
+        memory = stage_memory(
+            self.cost.shape,
+            description,
+            (),
+            is_first=is_first,
+            is_last=is_last,
+            num_slots=setting.num_slots,
+            max_sequence_tokens=self.cost.workload.max_sequence_tokens,
+            max_prefill_tokens=max_prefill_tokens,
+        )
+        free = float(memory.budget_bytes - memory.used_bytes)
+        return _StageCosts(
+            layer_prefill_s=self._layer_s(device_id, Phase.PREFILL, schedule.prefill_load),
+            layer_decode_s=self._layer_s(device_id, Phase.DECODE, schedule.decode_load),
+            outside_prefill_s=self.cost.outside_s(device_id, schedule.prefill_load, is_first=is_first, is_last=is_last),
+            outside_decode_s=self.cost.outside_s(device_id, schedule.decode_load, is_first=is_first, is_last=is_last),
+            layer_bytes=np.array([cache_bytes + weights for weights in self._weight_bytes], dtype=float),
+            capacity_bytes=free - TOLERANCE * abs(free),
         )
 
-    def _outside_s(self, order: Order, load: Load) -> Floats:
-        last = len(order) - 1
+    def _layer_s(self, device_id: str, phase: Phase, load: Load) -> Floats:
+        usable = self.usable[device_id]
         return np.array(
             [
-                self.cost.outside_s(device_id, load, is_first=number == 0, is_last=number == last)
-                for number, device_id in enumerate(order)
+                self.cost.layer_s(device_id, scheme, phase, load) if scheme in usable else np.inf
+                for scheme in self.schemes
             ]
         )
 
     def _link_s(self, order: Order, load: Load) -> Floats:
         senders = (None, *order[:-1])
-        return np.array([self.cost.link_s(*ends, load) for ends in zip(senders, order, strict=True)])
+        return np.array([self._one_link_s(*ends, load) for ends in zip(senders, order, strict=True)])
 
-    def _layer_bytes(self, order: Order, setting: Setting) -> Floats:
-        """(stages, schemes) bytes of one layer with its KV cache."""
-        caches = [
-            kv_bytes(
-                self.cost.shape,
-                num_layers=1,
-                num_slots=setting.num_slots,
-                max_sequence_tokens=self.cost.workload.max_sequence_tokens,
-                activation_bytes=self.cost.devices[device_id].description.activation_bytes,
-            )
-            for device_id in order
-        ]
-        return np.array([[cache + weights for weights in self._weight_bytes] for cache in caches], dtype=float)
 
-    def _capacity_bytes(self, order: Order, setting: Setting) -> Floats:
-        """(stages) budget less everything but the layers, and less the solver's tolerance; may be negative."""
-        memories = [
-            stage_memory(
-                self.cost.shape,
-                self.cost.devices[device_id].description,
-                (),
-                is_first=number == 0,
-                is_last=number == len(order) - 1,
-                num_slots=setting.num_slots,
-                max_sequence_tokens=self.cost.workload.max_sequence_tokens,
-                max_prefill_tokens=self.cost.max_prefill_tokens(order, setting),
-            )
-            for number, device_id in enumerate(order)
-        ]
-        free = np.array([memory.budget_bytes - memory.used_bytes for memory in memories], dtype=float)
-        return np.asarray(free - TOLERANCE * np.abs(free))
+@dataclass(frozen=True)
+class _StageCosts:
+    """What a device costs at a place of the pipeline; see `AssignmentProblem`, of which this is a row.
+
+    Attributes:
+        layer_prefill_s, layer_decode_s: (schemes) seconds of a layer.
+        outside_prefill_s, outside_decode_s: Seconds of embedding and head.
+        layer_bytes: (schemes) bytes of one layer with its KV cache.
+        capacity_bytes: Budget less everything but the layers, and less the solver's tolerance; may be negative.
+    """
+
+    layer_prefill_s: Floats
+    layer_decode_s: Floats
+    outside_prefill_s: float
+    outside_decode_s: float
+    layer_bytes: Floats
+    capacity_bytes: float
 
 
 def cannot_run_given_schemes() -> PreconditionError:

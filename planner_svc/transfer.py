@@ -8,7 +8,7 @@ one layer's precision), and one or two are made at a time, so that precision can
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,15 +84,15 @@ class Transfer:
         moves = slides + changes
         if not moves:
             return None
-        counts, losses = self._effects(state, moves)
-        here, loss = self._counts(state), self._loss(state)
-        alone = self._problem.objectives_s(here + counts, loss + losses)
-        ignoring_memory = np.where(np.isfinite(alone), alone, self._unchecked(here + counts, loss + losses))
+        effects, losses = self._effects(state, moves)
+        here, loss = self._counts(state)[None], self._loss(state)
+        alone = self._problem.objectives_s(here + effects, loss + losses)
+        ignoring_memory = np.where(np.isfinite(alone), alone, self._unchecked(here + effects, loss + losses))
         leading = np.argsort(ignoring_memory)[:_NUM_LEADING]
-        others = np.arange(len(slides), len(moves))
-        first, second = (side.ravel() for side in np.meshgrid(leading, others, indexing="ij"))
-        both = here + counts[first] + counts[second], loss + losses[first] + losses[second]
-        paired = self._problem.objectives_s(*both)
+        paired = self._paired(
+            state, (effects[leading], losses[leading]), (effects[len(slides) :], losses[len(slides) :])
+        )
+        first, second = np.repeat(leading, len(changes)), np.tile(np.arange(len(slides), len(moves)), len(leading))
         promised = np.concatenate((alone, paired))
         for number in np.argsort(promised)[:_NUM_TRIED]:
             if promised[number] >= objective_s * (1 - 1e-9):
@@ -106,34 +106,42 @@ class Transfer:
                 return candidate, reached_s
         return None
 
+    def _paired(self, state: _State, first: tuple[Floats, Floats], second: tuple[Floats, Floats]) -> Floats:
+        """(first * second) objectives of each of the first moves together with each of the second.
+
+        Moves are given by their effects. What stages come to is added up, which takes a fraction of the time of adding
+        up counts.
+        """
+        problem = self._problem
+        here, one, other = (problem.stage_sums(each) for each in (self._counts(state)[None], first[0], second[0]))
+        outside = (problem.outside_prefill_s, problem.outside_decode_s, 0.0, 0.0)
+        prefill, decode, used, layers = (
+            (here[part] + outside[part] + one[part][:, None] + other[part]).reshape(-1, problem.num_stages)
+            for part in range(4)
+        )
+        losses = self._loss(state) + (first[1][:, None] + second[1]).ravel()
+        return problem.objectives_of_sums_s((prefill, decode, used, layers), losses)
+
     def _slides(self, state: _State) -> Iterator[_Move]:
         """One or two layers fewer on stage a and more on stage b, boundaries between them sliding along.
 
         Layers that change stages keep their schemes, or all take the same new one.
         """
         num_stages, num_schemes = self._problem.num_stages, self._problem.num_schemes
-        ends = np.searchsorted(state.stage, np.arange(num_stages), side="right")
-        starts = np.concatenate(([0], ends[:-1]))
-        for giver in range(num_stages):
-            for taker in range(num_stages):
-                for size in range(1, _MAX_SLIDE + 1):
-                    if giver == taker or ends[giver] - starts[giver] <= size:
-                        continue
-                    if giver < taker:
-                        passed = range(giver, taker)
-                        layers = np.concatenate([np.arange(ends[stage] - size, ends[stage]) for stage in passed])
-                        stages = np.repeat(np.arange(giver + 1, taker + 1), size)
-                    else:
-                        passed = range(taker + 1, giver + 1)
-                        layers = np.concatenate([np.arange(starts[stage], starts[stage] + size) for stage in passed])
-                        stages = np.repeat(np.arange(taker, giver), size)
-                    if len(np.unique(layers)) < len(layers) or (np.diff(layers) < 0).any():
-                        continue  # a stage in between is smaller than the slide
-                    kept = state.scheme[layers]
-                    for scheme in (None, *range(num_schemes)):
-                        schemes = kept if scheme is None else np.full(len(layers), scheme)
-                        if np.isfinite(self._problem.omega[layers, schemes]).all():
-                            yield _Move(layers, schemes, stages)
+        cuts = np.searchsorted(state.stage, np.arange(num_stages + 1)).tolist()
+        sizes = [end - first for first, end in pairwise(cuts)]
+        for giver, taker in permutations(range(num_stages), 2):
+            nearer, farther = sorted((giver, taker))
+            for size in range(1, _MAX_SLIDE + 1):
+                if sizes[giver] <= size or any(between < size for between in sizes[nearer + 1 : farther]):
+                    continue
+                passed = np.array(cuts[nearer + 1 : farther + 1])[:, None] + np.arange(size)
+                layers = (passed - size if giver < taker else passed).ravel()
+                stages = np.arange(nearer, farther).repeat(size) + (giver < taker)
+                yield _Move(layers, state.scheme[layers], stages)
+                for scheme in range(num_schemes):
+                    if self._problem.is_allowed[layers, scheme].all():
+                        yield _Move(layers, np.full(len(layers), scheme), stages)
 
     def _changes(self, state: _State) -> Iterator[_Move]:
         """Another scheme for a layer: of a stage's layers at a scheme, the one that it costs the least."""
@@ -151,16 +159,15 @@ class Transfer:
 
     def _effects(self, state: _State, moves: list[_Move]) -> tuple[Floats, Floats]:
         """What each move alone adds: counts (moves, stages, schemes) and loss (moves)."""
+        numbers = np.repeat(np.arange(len(moves)), [len(move.layers) for move in moves])
+        layers = np.concatenate([move.layers for move in moves])
+        schemes = np.concatenate([move.schemes for move in moves])
+        stages = np.concatenate([state.stage[move.layers] if move.stages is None else move.stages for move in moves])
         counts = np.zeros((len(moves), self._problem.num_stages, self._problem.num_schemes))
-        losses = np.zeros(len(moves))
-        omega = self._problem.omega
-        for number, move in enumerate(moves):
-            old_stages, old_schemes = state.stage[move.layers], state.scheme[move.layers]
-            np.add.at(counts[number], (old_stages, old_schemes), -1.0)
-            new_stages = old_stages if move.stages is None else move.stages
-            np.add.at(counts[number], (new_stages, move.schemes), 1.0)
-            losses[number] = (omega[move.layers, move.schemes] - omega[move.layers, old_schemes]).sum()
-        return counts, losses
+        np.add.at(counts, (numbers, state.stage[layers], state.scheme[layers]), -1.0)
+        np.add.at(counts, (numbers, stages, schemes), 1.0)
+        added = self._problem.omega[layers, schemes] - self._problem.omega[layers, state.scheme[layers]]
+        return counts, np.bincount(numbers, added, minlength=len(moves)).astype(np.float64)
 
     def _counts(self, state: _State) -> Floats:
         counts = np.zeros((self._problem.num_stages, self._problem.num_schemes))

@@ -5,7 +5,7 @@ from planner_svc.infeasible import does_not_fit
 from planner_svc.search import OnProgress
 from planner_svc.space import Candidate, SearchSpace
 from planner_svc.starts import starts
-from planner_svc.strategies.common import all_devices, one_micro_batch_size, within_budget
+from planner_svc.strategies.common import all_devices, one_micro_batch_size, quick_end, within_budget
 from planner_svc.transfer import Transfer
 
 
@@ -14,17 +14,17 @@ def adabits(space: SearchSpace, deadline: float, _on_progress: OnProgress) -> Pl
 
     One micro-batch size serves both phases; the largest at which anything fits, as the ablation has it. Bit-width
     transfer with omega as the only objective stands in for the paper's ILP: with devices that are alike a solver
-    takes minutes to choose between equally good plans.
+    takes minutes to choose between equally good plans. It takes `QUICK_SHARE` of the time at most.
 
     Raises:
         DoesNotFitError: Nothing fits, at any size.
         PreconditionError: The plan exceeds the quality budget.
     """
-    order = all_devices(space)
+    order, until = all_devices(space), quick_end(deadline)
     candidates = [Candidate(order, setting) for setting in one_micro_batch_size(space, order)]
     for candidate in candidates:
         problem = space.problem(candidate).quality_only()
-        improved = [Transfer(problem, deadline).improve(start) for start in starts(problem)]
+        improved = [Transfer(problem, until).improve(start) for start in starts(problem)]
         assignment, loss = min(improved, key=lambda found: found[1], default=((), float("inf")))
         if loss < float("inf"):
             return within_budget(space, space.plan(candidate, assignment, "adabits"))
