@@ -19,9 +19,14 @@ def imported_model(opt_bytes: str) -> str:
     return opt_bytes
 
 
-@pytest.fixture
-async def bench(tmp_path: Path, imported_model: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
-    """A coordinator that is not running yet; what it keeps of fake stages is seen by no other test."""
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fake stages rate is seen by no other test."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, imported_model: str) -> AsyncIterator[Bench]:
+    """A coordinator that is not running yet."""
     async with FakePlanner() as planner:
         yield Bench(tmp_path / "state", planner, imported_model)
