@@ -13,7 +13,10 @@ from quantizer.rounded import GroupRounded, RowRounded, dequantize_groups_
 #: Neighbouring activations that are rounded together where the weights do not say: those of one scale per output.
 ACTIVATION_GROUP_SIZE = 64
 
-_OUTPUTS, _BLOCK, _STEPS, _STEP_INPUTS = 16, 32, 8, 4
+#: Outputs of a tile.
+TILE_OUTPUTS = 16
+
+_BLOCK, _STEPS, _STEP_INPUTS = 32, 8, 4
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,9 @@ def pack_tiles(codes: torch.Tensor, bits: int) -> torch.Tensor:
         uint8 (tiles, blocks, bits, 64).
     """
     out_features, in_features = codes.shape
-    padded = functional.pad(codes, (0, -in_features % _BLOCK, 0, -out_features % _OUTPUTS))
+    padded = functional.pad(codes, (0, -in_features % _BLOCK, 0, -out_features % TILE_OUTPUTS))
     # Four neighbouring inputs move as one.
-    outputs = padded.view(torch.int32).view(-1, _OUTPUTS, padded.shape[1] // _BLOCK, _STEPS)
+    outputs = padded.view(torch.int32).view(-1, TILE_OUTPUTS, padded.shape[1] // _BLOCK, _STEPS)
     steps = outputs.permute(0, 2, 3, 1).contiguous().view(torch.uint8)
     return {8: _as_it_is, 4: _pack_4, 3: _pack_3}[bits](steps)
 
@@ -103,13 +106,13 @@ def unpack_tiles(packed: torch.Tensor, bits: int, shape: torch.Size) -> torch.Te
     steps = {8: _as_it_is, 4: _unpack_4, 3: _unpack_3}[bits](packed)
     num_tiles, num_blocks = packed.shape[:2]
     outputs = steps.view(torch.int32).permute(0, 3, 1, 2).contiguous().view(torch.uint8)
-    return outputs.view(num_tiles * _OUTPUTS, num_blocks * _BLOCK)[: shape[0], : shape[1]]
+    return outputs.view(num_tiles * TILE_OUTPUTS, num_blocks * _BLOCK)[: shape[0], : shape[1]]
 
 
 def tile_groups(values: torch.Tensor) -> torch.Tensor:
     """Lays out scales or zero points (out, groups) as (tiles, groups, 16)."""
-    padded = functional.pad(values, (0, 0, 0, -values.shape[0] % _OUTPUTS))
-    return padded.view(-1, _OUTPUTS, values.shape[1]).transpose(1, 2).contiguous()
+    padded = functional.pad(values, (0, 0, 0, -values.shape[0] % TILE_OUTPUTS))
+    return padded.view(-1, TILE_OUTPUTS, values.shape[1]).transpose(1, 2).contiguous()
 
 
 def untile_groups(tiled: torch.Tensor, out_features: int) -> torch.Tensor:

@@ -27,9 +27,9 @@ template <class Type> INLINE Floats widened(const typename Type::Element *from, 
   return Type::widened(filled_up);
 }
 
-// Calls body with the type that a product's weights have.
-template <class Body> static void with_type(const FloatProduct &product, const Body &body) {
-  switch (product.type) {
+// Calls body with the type of weights that product.h numbers so.
+template <class Body> static void with_type(int64_t type, const Body &body) {
+  switch (type) {
     case 0: return body(Float16{});
     case 1: return body(Bfloat16{});
     case 2: return body(Int8{});

@@ -32,7 +32,7 @@ _LIMITS = {
     },
 }
 #: How product.h numbers the types of weights.
-_TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.int8: 2}
+WEIGHT_TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.int8: 2}
 
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 
@@ -129,7 +129,7 @@ class Kernels:
         x, y = x.contiguous(), x.new_empty(len(x), len(weight))
         product = _FloatProduct(
             *map(address, (x, y, bias, weight, scales)),
-            *(len(x), x.shape[1], len(weight), _TYPES[weight.dtype]),
+            *(len(x), x.shape[1], len(weight), WEIGHT_TYPES[weight.dtype]),
             self.team(),
         )
         (self._multiply_panels if in_panels else self._multiply_floats)(ctypes.byref(product))

@@ -96,5 +96,5 @@ template <class Type> void multiply_all(const FloatProduct &p) {
 }  // namespace
 
 LLMPQ_EXPORT(multiply_panels)(const FloatProduct *product) {
-  with_type(*product, [&](auto type) { multiply_all<decltype(type)>(*product); });
+  with_type(product->type, [&](auto type) { multiply_all<decltype(type)>(*product); });
 }

@@ -1,19 +1,21 @@
 """A screen finds the tokens that the exact head finds."""
 
+import ctypes
+
 import pytest
 import torch
 
-from quantizer.native.library import Kernels, kernels
+from quantizer.native import build
+from quantizer.native.library import Kernels, kernels, usable_instruction_sets
 from stage_server.vocabulary_screen import VocabularyScreen
 
 
-@pytest.fixture
-def native() -> Kernels:
-    """The kernels of this host."""
-    library = kernels()
-    if library is None:
-        pytest.skip("there is no native library here: no C++ compiler at hand when llmpq was installed")
-    return library
+@pytest.fixture(params=build.INSTRUCTION_SETS)
+def native(request: pytest.FixtureRequest) -> Kernels:
+    """The kernels of each instruction set."""
+    if kernels() is None or request.param not in usable_instruction_sets():
+        pytest.skip(f"there is no library here, or this CPU has no {request.param}")
+    return Kernels(ctypes.CDLL(str(build.library_path())), request.param)
 
 
 @pytest.mark.parametrize("shape", [(4096, 64), (5000, 100), (777, 576), (50, 32)])
