@@ -131,14 +131,16 @@ def test_losses_do_not_depend_on_memory(save_model: SaveModel) -> None:
     assert omegas(in_passes) == omegas(whole)
 
 
-def test_losses_are_measured_on_the_first_samples(save_model: SaveModel) -> None:
-    """Samples beyond the first 1,024 tokens change no loss, unless weights are rounded by them."""
+@pytest.mark.parametrize(("indicator", "num_samples"), [("loss", 10), ("hessian", 20)])
+def test_the_first_samples_are_rated_on(save_model: SaveModel, indicator: str, num_samples: int) -> None:
+    """Samples beyond the first 1,024 or 2,048 tokens change no rating, unless weights are rounded by them."""
     directory, _ = save_model("llama-gqa-untied")
-    samples = tuple(tuple(random_tokens(seed, 100)) for seed in range(12))
+    samples = tuple(tuple(random_tokens(seed, 100)) for seed in range(num_samples + 2))
     rated = {}
     for method in ("nearest", "gptq"):
         few, many = (
-            rate(directory, indicator="loss", rounding=Rounding(method), samples=samples[:n]) for n in (10, 12)
+            rate(directory, indicator=indicator, rounding=Rounding(method), samples=samples[:n])
+            for n in (num_samples, num_samples + 2)
         )
         rated[method] = omegas(few) == omegas(many)
     assert rated == {"nearest": True, "gptq": False}
