@@ -1,6 +1,5 @@
 """The outer search without a solver: quick starts for every candidate, then bit-width transfer from the best."""
 
-import time
 from dataclasses import replace
 from heapq import nsmallest
 from math import inf
@@ -15,11 +14,12 @@ from planner_svc.space import SearchSpace
 from planner_svc.starts import price, starts
 from planner_svc.transfer import Transfer
 
-#: Candidates to find quick starts for, and how many of them to improve, those with the best starts. They end the search
-#: before the time is up unless that is short, so that the same problem gets the same plan.
-_MAX_STARTED, _MAX_IMPROVED = 1_000, 12
-#: Share of the time for quick starts.
-_START_SHARE = 0.5
+#: Candidates to find quick starts for, for each second that a search may take; those of the lowest bounds. What is done
+#: is counted rather than timed, so that the same problem gets the same plan, and so that llm-pq, which begins with this
+#: search, cannot be worse than it.
+_STARTED_PER_S = 100
+#: Candidates to improve, those with the best starts: so many, and so many more for each second.
+_LEAST_IMPROVED, _IMPROVED_PER_S = 4, 0.3
 #: Starts of one candidate that are improved.
 _NUM_STARTS = 2
 #: An improvement by less is not worth a further candidate.
@@ -31,14 +31,12 @@ class LocalSearch:
 
     Args:
         space: Where to search.
-        deadline: Value of `time.monotonic` at which to stop and return the best plan so far.
         on_progress: Told after each candidate.
     """
 
-    def __init__(self, space: SearchSpace, deadline: float, on_progress: OnProgress) -> None:
+    def __init__(self, space: SearchSpace, on_progress: OnProgress) -> None:
         self._space = space
         self._best: Plan | None = None
-        self._deadline = deadline
         self._on_progress = on_progress
 
     def run(self) -> Plan:
@@ -49,8 +47,9 @@ class LocalSearch:
             PreconditionError: No plan within the quality budget was found.
         """
         started = self._started()
-        for done, number in enumerate(nsmallest(_MAX_IMPROVED, started, key=lambda number: started[number][0][0])):
-            if self._best and time.monotonic() >= self._deadline:
+        most = _LEAST_IMPROVED + _IMPROVED_PER_S * self._space.options.time_limit_s
+        for done, number in enumerate(sorted(started, key=lambda number: started[number][0][0])):
+            if self._best and done >= most:
                 break
             if self._space.objective_bounds_s[number] < self._best_objective_s * (1 - _TOLERANCE):
                 self._improve(number, [start for _, start in started[number]])
@@ -66,10 +65,10 @@ class LocalSearch:
     def _started(self) -> dict[int, list[tuple[float, Assignment]]]:
         """The best starts of each candidate with what they come to, candidates of the lowest bounds first."""
         bounds = self._space.objective_bounds_s
-        until = time.monotonic() + _START_SHARE * (self._deadline - time.monotonic())
+        most = _STARTED_PER_S * self._space.options.time_limit_s
         started: dict[int, list[tuple[float, Assignment]]] = {}
         for number in np.argsort(bounds, kind="stable"):
-            if started and (len(started) >= _MAX_STARTED or time.monotonic() >= until):
+            if started and len(started) >= most:
                 break
             problem = self._space.problem(self._space.candidates[number])
             priced = [(price(problem, start), start) for start in starts(problem)] if problem.fits() else []
@@ -80,7 +79,7 @@ class LocalSearch:
     def _improve(self, number: int, starts: list[Assignment]) -> None:
         problem = self._space.problem(self._space.candidates[number])
         for start in starts:
-            assignment, objective_s = Transfer(problem, self._deadline).improve(start)
+            assignment, objective_s = Transfer(problem).improve(start)
             if objective_s < self._best_objective_s:
                 self._best = self._space.plan(self._space.candidates[number], assignment, "")
 

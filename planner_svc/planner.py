@@ -113,4 +113,6 @@ class Planner:
         return StrategyResult(strategy, offload=plan, simulation=pipeline.simulate().simulation if is_short else None)
 
     def _cost(self, problem: PlanningProblem) -> CostModel:
-        return CostModel(problem, self._max_payload_bytes)
+        limit_s = problem.options.time_limit_s or self._time_limit_s
+        options = replace(problem.options, time_limit_s=limit_s)
+        return CostModel(replace(problem, options=options), self._max_payload_bytes)

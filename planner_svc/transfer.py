@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise, permutations
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,10 +56,10 @@ class Transfer:
 
     Args:
         problem: The inner problem.
-        deadline: Value of `time.monotonic` at which to stop.
+        deadline: Value of `time.monotonic` at which to stop; never by default.
     """
 
-    def __init__(self, problem: AssignmentProblem, deadline: float) -> None:
+    def __init__(self, problem: AssignmentProblem, deadline: float = inf) -> None:
         self._problem = problem
         self._deadline = deadline
 

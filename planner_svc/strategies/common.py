@@ -1,6 +1,5 @@
 """What the strategies that use one precision share."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 
 from llmpq.errors import DoesNotFitError, PreconditionError
@@ -9,9 +8,6 @@ from llmpq.schemes import SCHEMES
 from planner_svc.milp import Assignment
 from planner_svc.schedule import Setting
 from planner_svc.space import Candidate, Order, SearchSpace
-
-#: Share of the time that quick methods take at most, so that llm-pq has time for them and for its own search.
-QUICK_SHARE = 0.2
 
 #: Assignments at one precision (given scheme by scheme, layer by layer) that a strategy would try for a candidate.
 Propose = Callable[[Candidate, tuple[str, ...]], Iterable[Assignment]]
@@ -61,12 +57,6 @@ def halvings(largest: int) -> Iterator[int]:
     yield largest
     if largest > 1:
         yield from halvings(-(-largest // 2))
-
-
-def quick_end(deadline: float) -> float:
-    """When a quick method ends whose time is up at `deadline`; both as of `time.monotonic`."""
-    now = time.monotonic()
-    return now + QUICK_SHARE * max(deadline - now, 0.0)
 
 
 def all_devices(space: SearchSpace) -> Order:

@@ -1,6 +1,5 @@
 """LLM-PQ: everything chosen together."""
 
-import time
 from dataclasses import replace
 
 from llmpq.errors import PreconditionError
@@ -20,9 +19,8 @@ _BEGINNINGS = (llm_pq_heuristic, uniform, pipeedge, het, adabits)
 def llm_pq(space: SearchSpace, deadline: float, on_progress: OnProgress) -> Plan:
     """Device order, split, precisions and micro-batch sizes chosen together (LLM-PQ, section 4).
 
-    Never worse than any of the strategies that it is compared with, because it begins with the answer of each: they are
-    called as if they were asked alone, with as much time. The exact search improves on the best of them until the
-    deadline. Only what the clock cuts short can differ: the quick methods, where the time allowed is very short.
+    Never worse than any of the strategies that it is compared with, because it begins with the answer of each; these
+    depend on the time allowed, but not on the clock. The exact search improves on the best until the deadline.
     """
     return replace(
         Search(space, _best_answer(space, deadline, on_progress), deadline, on_progress).run(), strategy="llm-pq"
@@ -30,11 +28,10 @@ def llm_pq(space: SearchSpace, deadline: float, on_progress: OnProgress) -> Plan
 
 
 def _best_answer(space: SearchSpace, deadline: float, on_progress: OnProgress) -> Plan | None:
-    limit_s = deadline - time.monotonic()
     plans = []
     for strategy in _BEGINNINGS:
         try:
-            plans.append(strategy(space, time.monotonic() + limit_s, on_progress))
+            plans.append(strategy(space, deadline, on_progress))
         except PreconditionError:  # there is none, or none within the budget
             continue
     return min(plans, key=space.objective_s, default=None)
