@@ -95,6 +95,7 @@ class Multiplication {
     const long output = part.tile * kTileOutputs + column, num_columns = smaller(kColumns, p.num_outputs - output);
     const long group = part.first_block / group_blocks;
     Weights weights = weights_at<kHasZeros>(part, codes, tile_bytes, column);
+    const long ahead = ahead_of(codes, tile_bytes, part.num_blocks * block_bytes(kBits));
     // The last outputs may not fill the vectors. They are made aside, and as many copied as there are.
     float y_aside[kMaxRows * kColumns], bias_aside[kColumns] = {};
     if (weights.bias && num_columns < kColumns)
@@ -109,7 +110,10 @@ class Multiplication {
                     part.num_blocks,
                     group_blocks,
                     part.first_block == 0,
-                    part.first_block + part.num_blocks == num_blocks};
+                    part.first_block + part.num_blocks == num_blocks,
+                    ahead,
+                    part.num_blocks * (row - part.first_row) / part.num_rows,
+                    part.num_blocks * (row - part.first_row + size) / part.num_rows};
       float *run_totals = totals + (row - part.first_row) * kColumns, *y = p.y + row * p.num_outputs + output;
       if (num_columns == kColumns) {
         multiply_run<kBits, kHasZeros>((int)size, weights, run, run_totals, y, p.num_outputs);
@@ -119,6 +123,14 @@ class Multiplication {
       for (int i = 0; i < size && run.is_last; i++)
         memcpy(y + i * p.num_outputs, y_aside + i * kColumns, num_columns * sizeof(float));
     }
+  }
+
+  // How many bytes behind its codes are those that this thread is likely to multiply next, behind by as many panels as
+  // there are threads; 0 if there are none.
+  long ahead_of(const uint8_t *codes, long tile_bytes, long part_bytes) const {
+    const long ahead = kPanelTiles * p.team.num_threads * tile_bytes;
+    const uint8_t *last = codes + (kPanelTiles - 1) * tile_bytes + part_bytes;
+    return codes >= p.codes && last + ahead <= p.codes + num_tiles * num_blocks * block_bytes((int)p.bits) ? ahead : 0;
   }
 
   template <bool kHasZeros>
