@@ -9,7 +9,7 @@ class LayerCache:
     """Keys and values of one layer.
 
     Attributes:
-        keys: (slots, kv heads, tokens, head dim), compute dtype.
+        keys: (slots, kv heads, tokens, head dim), compute dtype; in an order of their own where `NativeGlue` serves.
         values: Like keys.
     """
 

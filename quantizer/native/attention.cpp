@@ -10,7 +10,8 @@
 
 namespace {
 
-constexpr long kTile = 64;           // keys
+constexpr long kTile = 64;           // tokens
+constexpr long kKeyTile = 16;        // tokens whose keys are cached by channel: (head_dim, kKeyTile)
 constexpr long kMaxHeadDim = 256;    // as decoder.py says
 constexpr long kMaxQueries = 192;    // of one kv head, that a thread takes at a time; no fewer than heads may share it
 constexpr int kQueries = kLanes == 16 ? 6 : 4, kVectors = kLanes == 16 ? 4 : 2;  // multiplied at once, in registers
@@ -27,35 +28,34 @@ INLINE float largest(Floats v) {
   return v[0];
 }
 
-// Keys by channel and values by token, in whole vectors.
+// Keys by channel and values by token, in whole vectors, where they are cached if they are so there.
 struct Tile {
   long first, num_tokens;
-  alignas(64) float keys[kMaxHeadDim * kTile];    // (head_dim, kTile)
-  alignas(64) float padded[kTile * kMaxHeadDim];  // values whose channels do not fill vectors
-  const float *values;                            // (num_tokens, value_stride)
+  const float *keys[kTile / kKeyTile];  // each (head_dim, kKeyTile); those behind the last token are any
+  const float *values;                  // (num_tokens, value_stride)
+  const float *next_keys;               // what will be read after this tile
   long value_stride;
+  alignas(64) float padded_keys[kMaxHeadDim * kKeyTile];
+  alignas(64) float padded_values[kTile * kMaxHeadDim];
 
-  // Takes keys and values, each (tokens, head_dim). The values are on their way from memory while keys are transposed.
-  void read(const float *from_keys, const float *from_values, long head_dim) {
-    for (long token = 0; token < num_tokens; token += kLanes) {
-      for (long i = 0; i < smaller(kLanes, num_tokens - token) * head_dim; i += 16)
-        __builtin_prefetch(from_values + token * head_dim + i);
-      for (long channel = 0; channel < head_dim; channel += kLanes) {
-        Floats square[kLanes]{};
-        const float *from = from_keys + token * head_dim + channel;
-        for (long i = 0; i < smaller(kLanes, num_tokens - token); i++)
-          square[i] = load_some(from + i * head_dim, head_dim - channel);
-        transpose(square);
-        for (long i = 0; i < smaller(kLanes, head_dim - channel); i++)
-          store(keys + (channel + i) * kTile + token, square[i]);
-      }
+  // Takes keys from a cache with room for max_tokens more, and values.
+  void read(const float *from_keys, const float *from_values, long max_tokens, long head_dim) {
+    const long num_whole = max_tokens / kKeyTile, width = max_tokens % kKeyTile;
+    const long num_read = smaller(num_whole, (num_tokens + kKeyTile - 1) / kKeyTile);
+    for (long i = 0; i < kTile / kKeyTile; i++)
+      keys[i] = i < num_read ? from_keys + i * kKeyTile * head_dim : num_whole ? from_keys : padded_keys;
+    if (num_whole * kKeyTile < num_tokens) {  // the last keys that there is room for
+      for (long channel = 0; channel < head_dim; channel++)
+        memcpy(padded_keys + channel * kKeyTile, from_keys + num_whole * kKeyTile * head_dim + channel * width,
+               width * sizeof(float));
+      keys[num_whole] = padded_keys;
     }
     value_stride = (head_dim + kLanes - 1) / kLanes * kLanes;
-    values = value_stride == head_dim ? from_values : padded;
-    if (values == padded)
+    values = value_stride == head_dim ? from_values : padded_values;
+    if (values == padded_values)
       for (long token = 0; token < num_tokens; token++)
         for (long channel = 0; channel < head_dim; channel += kLanes)
-          store(padded + token * value_stride + channel,
+          store(padded_values + token * value_stride + channel,
                 load_some(from_values + token * head_dim + channel, head_dim - channel));
   }
 };
@@ -99,7 +99,7 @@ class Attention {
  private:
   long num_chunks(long sequence) const { return (counts[sequence] + chunk_rows - 1) / chunk_rows; }
 
-  // Where the cache has a kv head of a sequence at a position.
+  // Where the cache has a kv head of a sequence from a position on, for keys the first one of a tile.
   long cached(long sequence, long kv_head, long position) const {
     return ((slots[sequence] * p.num_kv_heads + kv_head) * p.max_tokens + position) * p.head_dim;
   }
@@ -113,7 +113,9 @@ class Attention {
     }
     for (long i = 0; i < p.num_kv_heads; i++, head += p.head_dim) {
       turn(head, row, p.key_norm);
-      memcpy(p.keys + cached(sequence, i, position), head, p.head_dim * sizeof(float));
+      const long tile = position / kKeyTile * kKeyTile, width = smaller(kKeyTile, p.max_tokens - tile);
+      float *key = p.keys + cached(sequence, i, tile) + position - tile;
+      for (long channel = 0; channel < p.head_dim; channel++) key[channel * width] = head[channel];
     }
     for (long i = 0; i < p.num_kv_heads; i++, head += p.head_dim)
       memcpy(p.values + cached(sequence, i, position), head, p.head_dim * sizeof(float));
@@ -148,7 +150,9 @@ class Attention {
     for (tile.first = first_seen / kTile * kTile; tile.first < end; tile.first += kTile) {
       tile.num_tokens = smaller(kTile, end - tile.first);
       const long at = cached(sequence, kv_head, tile.first);
-      tile.read(p.keys + at, p.values + at, p.head_dim);
+      tile.read(p.keys + at, p.values + at, p.max_tokens - tile.first, p.head_dim);
+      const bool is_last = tile.first + kTile >= end;  // then the next head's follow
+      tile.next_keys = p.keys + (is_last ? cached(sequence, kv_head + 1, 0) : at + kTile * p.head_dim);
       for (long i = 0; i < num_queries; i += kQueries) {
         const long size = smaller(kQueries, num_queries - i);
         if (queries[i + size - 1].position >= tile.first) meet<kQueries>(size, queries + i, tile);
@@ -182,7 +186,13 @@ class Attention {
     Floats sums[kCount][kVectors] = {};
     for (long channel = 0; channel < p.head_dim; channel++) {
       Floats keys[kVectors];
-      for (int v = 0; v < kVectors; v++) keys[v] = load<Floats>(tile.keys + channel * kTile + token + v * kLanes);
+      for (int v = 0; v < kVectors; v++) {
+        const long at = token + v * kLanes;
+        keys[v] = load<Floats>(tile.keys[at / kKeyTile] + channel * kKeyTile + at % kKeyTile);
+      }
+      // The values come from memory meanwhile, and the next keys while these values are added up.
+      for (long line = 0; line < kTile / 16; line++)
+        __builtin_prefetch(tile.values + (channel * kTile / 16 + line) * 16);
 #pragma GCC unroll 8
       for (int i = 0; i < kCount; i++) {
         const Floats query = broadcast(queries[i].channels[channel]);
@@ -241,6 +251,8 @@ class Attention {
       Floats values[kNumVectors];
       for (int v = 0; v < kNumVectors; v++)
         values[v] = load<Floats>(tile.values + token * tile.value_stride + channel + v * kLanes);
+      for (long line = 0; line < p.head_dim / 16; line++)
+        __builtin_prefetch(tile.next_keys + (token * p.head_dim / 16 + line) * 16);
 #pragma GCC unroll 8
       for (int i = 0; i < kCount; i++) {
         const Floats weight = broadcast(weights[i][token]);

@@ -151,7 +151,9 @@ class DecoderKernels:
 
         Args:
             projected: (rows, (heads + 2 kv heads) * head_dim) float32: queries, keys, values. It is overwritten.
-            cache: Keys and values of the layer, each (slots, kv heads, tokens, head_dim) float32, contiguous.
+            cache: Keys and values of the layer, each (slots, kv heads, tokens, head_dim) float32, contiguous. Where 16
+                tokens of a slot's head begin, their keys are kept as (head_dim, 16), and what is left as (head_dim,
+                tokens): so queries meet whole vectors of tokens. Only these kernels can read them.
             layout: int64 (3, sequences): slots, cached tokens, new tokens; the rows are one sequence's after another's.
             rotation: Cosines and sines, each (rows, 1, rotated channels) float32, or None.
             kind: `is_served` for these sizes.

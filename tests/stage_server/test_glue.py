@@ -69,10 +69,16 @@ def _case(kind: tuple[int | None, float | None, bool, bool], head_dim: int, shar
 
 
 def _caches(head_dim: int) -> tuple[LayerCache, LayerCache]:
-    """Two with the same random numbers in them."""
+    """Two with the same random numbers in them, for torch and for the kernels."""
     shape = (SLOTS, KV_HEADS, TOKENS, head_dim)
     first = LayerCache(torch.randn(shape), torch.randn(shape))
-    return first, LayerCache(first.keys.clone(), first.values.clone())
+    return first, LayerCache(_in_tiles(first.keys), first.values.clone())
+
+
+def _in_tiles(keys: torch.Tensor) -> torch.Tensor:
+    """Keys in the order in which the kernels cache them."""
+    tiles = [tile.mT.reshape(*tile.shape[:2], -1) for tile in keys.split(16, dim=2)]
+    return torch.cat(tiles, dim=-1).view(keys.shape)
 
 
 def _by_torch(case: Case, projected: torch.Tensor, cache: LayerCache, layout: BatchLayout) -> torch.Tensor:
@@ -115,7 +121,7 @@ def test_attention_equals_torch(*, instruction_set: str, head_dim: int, sharing:
         expected = _by_torch(case, projected, by_torch, layout)
         actual = _natively(native, case, projected, by_kernels, layout)
         torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
-        torch.testing.assert_close(by_kernels.keys, by_torch.keys, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(by_kernels.keys, _in_tiles(by_torch.keys), atol=1e-5, rtol=1e-5)
         assert torch.equal(by_kernels.values, by_torch.values)
 
 
