@@ -34,6 +34,7 @@ struct Tile {
   const float *keys[kTile / kKeyTile];  // each (head_dim, kKeyTile); those behind the last token are any
   const float *values;                  // (num_tokens, value_stride)
   const float *next_keys;               // what will be read after this tile
+  bool is_fetching;                     // whether values and next keys are on their way already
   long value_stride;
   alignas(64) float padded_keys[kMaxHeadDim * kKeyTile];
   alignas(64) float padded_values[kTile * kMaxHeadDim];
@@ -151,11 +152,14 @@ class Attention {
       tile.num_tokens = smaller(kTile, end - tile.first);
       const long at = cached(sequence, kv_head, tile.first);
       tile.read(p.keys + at, p.values + at, p.max_tokens - tile.first, p.head_dim);
+      tile.is_fetching = false;
       const bool is_last = tile.first + kTile >= end;  // then the next head's follow
       tile.next_keys = p.keys + (is_last ? cached(sequence, kv_head + 1, 0) : at + kTile * p.head_dim);
       for (long i = 0; i < num_queries; i += kQueries) {
         const long size = smaller(kQueries, num_queries - i);
-        if (queries[i + size - 1].position >= tile.first) meet<kQueries>(size, queries + i, tile);
+        if (queries[i + size - 1].position < tile.first) continue;
+        meet<kQueries>(size, queries + i, tile);
+        tile.is_fetching = true;
       }
     }
     for (long i = 0; i < num_queries; i++)
@@ -191,7 +195,7 @@ class Attention {
         keys[v] = load<Floats>(tile.keys[at / kKeyTile] + channel * kKeyTile + at % kKeyTile);
       }
       // The values come from memory meanwhile, and the next keys while these values are added up.
-      for (long line = 0; line < kTile / 16; line++)
+      for (long line = 0; line < kTile / 16 && !tile.is_fetching; line++)
         __builtin_prefetch(tile.values + (channel * kTile / 16 + line) * 16);
 #pragma GCC unroll 8
       for (int i = 0; i < kCount; i++) {
@@ -251,7 +255,7 @@ class Attention {
       Floats values[kNumVectors];
       for (int v = 0; v < kNumVectors; v++)
         values[v] = load<Floats>(tile.values + token * tile.value_stride + channel + v * kLanes);
-      for (long line = 0; line < p.head_dim / 16; line++)
+      for (long line = 0; line < p.head_dim / 16 && !tile.is_fetching; line++)
         __builtin_prefetch(tile.next_keys + (token * p.head_dim / 16 + line) * 16);
 #pragma GCC unroll 8
       for (int i = 0; i < kCount; i++) {
