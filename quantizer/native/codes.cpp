@@ -14,6 +14,8 @@ namespace {
 constexpr int kPanelTiles = kColumns > kTileOutputs ? kColumns / kTileOutputs : 1;
 constexpr int kPanelOutputs = kPanelTiles * kTileOutputs;
 constexpr long kShareRows = 20 * kMaxRows, kPartBytes = 131072;
+// Up to so many rows, multiplying a panel takes no longer than reading the next one from memory.
+constexpr long kMaxFetchRows = 64;
 
 // Blocks of a part of so many bits, whole groups.
 constexpr long part_blocks(int bits) {
@@ -112,8 +114,8 @@ class Multiplication {
                     part.first_block == 0,
                     part.first_block + part.num_blocks == num_blocks,
                     ahead,
-                    part.num_blocks * (row - part.first_row) / part.num_rows,
-                    part.num_blocks * (row - part.first_row + size) / part.num_rows};
+                    ahead ? part.num_blocks * (row - part.first_row) / part.num_rows : 0,
+                    ahead ? part.num_blocks * (row - part.first_row + size) / part.num_rows : 0};
       float *run_totals = totals + (row - part.first_row) * kColumns, *y = p.y + row * p.num_outputs + output;
       if (num_columns == kColumns) {
         multiply_run<kBits, kHasZeros>((int)size, weights, run, run_totals, y, p.num_outputs);
@@ -126,8 +128,9 @@ class Multiplication {
   }
 
   // How many bytes behind its codes are those that this thread is likely to multiply next, behind by as many panels as
-  // there are threads; 0 if there are none.
+  // there are threads; 0 if there are none, or rows are so many that codes come soon enough by themselves.
   long ahead_of(const uint8_t *codes, long tile_bytes, long part_bytes) const {
+    if (p.num_rows > kMaxFetchRows) return 0;
     const long ahead = kPanelTiles * p.team.num_threads * tile_bytes;
     const uint8_t *last = codes + (kPanelTiles - 1) * tile_bytes + part_bytes;
     return codes >= p.codes && last + ahead <= p.codes + num_tiles * num_blocks * block_bytes((int)p.bits) ? ahead : 0;

@@ -26,8 +26,8 @@ struct Run {
   const int32_t *negative_sums;
   long num_blocks, group_blocks;
   bool is_first, is_last;  // of the parts: totals begin there, and are y there
-  // Codes so many bytes behind these are had on their way from memory while blocks from the first on, and before the
-  // last, are multiplied: each run of rows has a share of them.
+  // Codes so many bytes behind these are to come from memory while groups that begin from the first block on, and before
+  // the last, are multiplied: each run of rows has a share of them.
   long ahead, first_ahead, last_ahead;
 };
 
@@ -53,12 +53,13 @@ static __attribute__((noinline)) void multiply_run(const Weights &weights, const
         sums[row][v] = kHasZeros ? multiply_pairs(zeros, negative_sum) : negative_sum * kWideZero;
       }
     }
-    for (const long end_block = smaller(block + run.group_blocks, run.num_blocks); block < end_block; block++) {
+    const long end_block = smaller(block + run.group_blocks, run.num_blocks);
+    if (block >= run.first_ahead && block < run.last_ahead)
+      for (int v = 0; v < kVectors; v += kTileOutputs / kLanes)
+        for (long at = block * block_bytes(kBits); at < end_block * block_bytes(kBits); at += 64)
+          __builtin_prefetch(weights.codes[v] + run.ahead + at);
+    for (; block < end_block; block++) {
       const int32_t *activations = run.codes + block * kSteps * kRows;
-      if (run.ahead && block >= run.first_ahead && block < run.last_ahead)
-        for (int v = 0; v < kVectors; v += kTileOutputs / kLanes)
-          for (int line = 0; line < kBits; line++)
-            __builtin_prefetch(weights.codes[v] + run.ahead + block * block_bytes(kBits) + line * 64);
       Ints partial_sums[kRows][kVectors];
       for (int row = 0; row < kRows; row++)
         for (int v = 0; v < kVectors; v++) partial_sums[row][v] = begin<kHasZeros>(sums[row][v]);
