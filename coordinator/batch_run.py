@@ -19,7 +19,7 @@ from coordinator.reports import PlanMeter
 from coordinator.results import ResultRouter
 from coordinator.store import JobStore, UnfinishedRequest
 from coordinator.tokenizing import ModelTokenizer
-from coordinator.traces import FrameLog, Traces
+from coordinator.traces import Traces
 from coordinator.validation import validate
 from llmpq.batch import Batch, BatchOptions, BatchState
 from llmpq.errors import InvalidInputError, MeshError, NotFoundError, PreconditionError
@@ -172,11 +172,11 @@ class BatchRun:
             await self._set_state(BatchState.RUNNING, f"Generating on {len(stages)} stages.")
             await self._store.set_started(self._batch_id)
             frames = self._mesh.traces.start(self._batch_id)
-            recorder = _Recorder(self._store, self._batch_id, ledger, meter, frames)
+            recorder = _Recorder(self._store, self._batch_id, ledger, meter)
             scheduler = Scheduler(Limits.of_plan(plan), sequences)
-            await Pipeline(deployment, scheduler, recorder.record, frames.sent).run()
+            await Pipeline(deployment, scheduler, recorder.record, frames).run()
             recorder.report()
-        await self._mesh.planning.learn(plan, stages, meter.ratios())
+        await self._mesh.planning.learn(plan, stages, meter.ratios(), frames.transit_ns)
 
     async def _recover(self, error: MeshError, num_failures: int) -> None:
         """Says what happened, and lets the cluster notice who is gone."""
@@ -193,14 +193,13 @@ class BatchRun:
 
 
 class _Recorder:
-    """Passes results on to ledger, meter and frame log, and publishes the stage reports now and then."""
+    """Passes results on to ledger and meter, and publishes the stage reports now and then."""
 
-    def __init__(self, store: JobStore, batch_id: str, ledger: Ledger, meter: PlanMeter, frames: FrameLog) -> None:
+    def __init__(self, store: JobStore, batch_id: str, ledger: Ledger, meter: PlanMeter) -> None:
         self._store = store
         self._batch_id = batch_id
         self._ledger = ledger
         self._meter = meter
-        self._frames = frames
         self._reported_at = 0.0
         meter.started()
 
@@ -212,7 +211,6 @@ class _Recorder:
     ) -> None:
         self._ledger.record(advanced)
         self._meter.computed(micro_batch, timings)
-        self._frames.received(micro_batch, timings)
         if time.monotonic() - self._reported_at > _REPORT_INTERVAL_S:
             self.report()
 

@@ -1,6 +1,7 @@
 """The links between the processes of a mesh, each measured once for as long as both its ends live."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -43,9 +44,23 @@ class LinkProfiler:
             links[receiver] = {"links": tuple(link for link in found if link)} | _mean([link for link in found if link])
         return links
 
+    def learn(self, stages: Sequence[Member], transit_ns: int) -> None:
+        """Takes how long the frames of a run were on their way, from the coordinator over its stages and back.
+
+        Processes that compute, and a coordinator that has answers to record, take frames up later than idle ones. What
+        the whole way took more or less than known is counted to the first link, half of it: a run may be disturbed.
+        """
+        way = (None, *stages)
+        keys = [_key(sender, receiver) for sender, receiver in zip(way, stages, strict=False)]
+        if all(key in self._links for key in keys):
+            known_ns = sum(self._links[key].latency_ns for key in keys)
+            first = self._links[keys[0]]
+            latency_ns = max(first.latency_ns + (transit_ns - known_ns) // 2, 0)
+            self._links[keys[0]] = replace(first, latency_ns=latency_ns)
+
     async def _link(self, sender: Member | None, receiver: Member, report: Report) -> LinkProfile | None:
         """A link; None if it cannot be measured now, for then a batch cannot be run over it either, and will say so."""
-        key = (sender.lease_id if sender else _COORDINATOR, receiver.lease_id)
+        key = _key(sender, receiver)
         if key not in self._links:
             report(
                 f"Measuring the link from {sender.device_id if sender else 'the coordinator'} to {receiver.device_id}."
@@ -64,6 +79,10 @@ class LinkProfiler:
         async with StageLink.opened(receiver) as stage:
             back = await stage.link_to(self._router.address)
         return LinkProfile("", there.latency_ns + back.latency_ns, there.bytes_per_s)
+
+
+def _key(sender: Member | None, receiver: Member) -> tuple[str, str]:
+    return sender.lease_id if sender else _COORDINATOR, receiver.lease_id
 
 
 def _mean(links: Sequence[LinkProfile]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Never
 
 from coordinator.deployment import Deployment
 from coordinator.racing import unless
+from coordinator.traces import FrameLog
 from llmpq.errors import InternalError, UnavailableError
 from llmpq.frames import DataType, Frame, FrameOutput, StageTiming, encode_frame
 from llmpq.schedule.scheduler import MicroBatch, Scheduler
@@ -26,8 +27,8 @@ class Pipeline:
     Args:
         deployment: The stages.
         scheduler: The sequences.
-        on_result: Told of every result once it is recorded.
-        on_sent: Told of every micro-batch before it is sent.
+        on_result: Told of every result once the next micro-batches are on their way.
+        frames: Told of every micro-batch as it is sent and as it comes back.
     """
 
     def __init__(
@@ -35,12 +36,12 @@ class Pipeline:
         deployment: Deployment,
         scheduler: Scheduler,
         on_result: OnResult,
-        on_sent: Callable[[MicroBatch], None] = lambda _: None,
+        frames: FrameLog,
     ) -> None:
         self._deployment = deployment
         self._scheduler = scheduler
         self._on_result = on_result
-        self._on_sent = on_sent
+        self._frames = frames
 
     async def run(self) -> None:
         """Returns when every sequence has finished.
@@ -52,14 +53,13 @@ class Pipeline:
         await unless(self._broken(), self._loop())
 
     async def _loop(self) -> None:
+        await self._send()
         while not self._scheduler.is_done:
-            await self._send()
-            result = await self._receive()
-            self._record(result)
+            await self._take(await self._receive())
 
     async def _send(self) -> None:
         while micro_batch := self._scheduler.next_micro_batch():
-            self._on_sent(micro_batch)
+            self._frames.sent(micro_batch)
             frame = frame_of(micro_batch, self._deployment.deployment_id)
             await self._deployment.frames.send(encode_frame(frame))
 
@@ -70,10 +70,12 @@ class Pipeline:
         except TimeoutError as error:
             raise UnavailableError(f"No result came back for {FRAME_TIMEOUT_S:g} seconds.") from error
 
-    def _record(self, result: Frame) -> None:
+    async def _take(self, result: Frame) -> None:
         micro_batch = self._scheduler.in_flight(result.frame_id)
         if micro_batch:
+            self._frames.received(micro_batch, result.timings)
             advanced = self._scheduler.record(result.frame_id, values_of(result, micro_batch.num_results))
+            await self._send()  # first, because stages wait
             self._on_result(micro_batch, result.timings, advanced)
 
     async def _broken(self) -> Never:

@@ -56,7 +56,8 @@ class Planning:
         self._cache = MeasurementCache(state / "measurements")
         self._rater = LayerRater()
         self._router = router
-        self._profiler = DeviceProfiler(self._cache, LinkProfiler(router))
+        self._links = LinkProfiler(router)
+        self._profiler = DeviceProfiler(self._cache, self._links)
 
     async def plan(self, work: Work, members: Sequence[Member], report: Report) -> Plan:
         """The plan for some work on the members.
@@ -130,14 +131,19 @@ class Planning:
         """
         return tuple((await self._profiles(model, options, members, report, is_fresh=is_fresh)).values())
 
-    async def learn(self, plan: Plan, stages: Sequence[Member], ratios: Sequence[Mapping[Phase, float]]) -> None:
+    async def learn(
+        self, plan: Plan, stages: Sequence[Member], ratios: Sequence[Mapping[Phase, float]], transit_ns: int | None
+    ) -> None:
         """Lets plans to come profit from a run.
 
         Args:
             plan: What ran.
             stages: The member behind each of its stages.
             ratios: Of each stage, measured over predicted times.
+            transit_ns: How long its frames were on their way; None if that is not known.
         """
+        if transit_ns is not None:
+            self._links.learn(stages, transit_ns)
         shape = await asyncio.to_thread(read_shape, plan.model)
         for member, of_stage in zip(stages, ratios, strict=True):
             self._profiler.learn(member.description, shape, of_stage)

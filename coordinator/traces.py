@@ -3,11 +3,13 @@
 import time
 from collections import deque
 from collections.abc import Sequence
+from statistics import median
 
+from llmpq.device import Phase
 from llmpq.errors import NotFoundError
 from llmpq.frames import StageTiming
 from llmpq.schedule.scheduler import MicroBatch
-from llmpq.trace import FrameTrace
+from llmpq.trace import FrameTrace, transits_ns
 
 #: Batches that are kept, and the latest frames of each.
 MAX_BATCHES, MAX_FRAMES = 4, 65_536
@@ -19,6 +21,12 @@ class FrameLog:
     def __init__(self) -> None:
         self._sent_unix_ns: dict[int, int] = {}
         self.frames: deque[FrameTrace] = deque(maxlen=MAX_FRAMES)
+
+    @property
+    def transit_ns(self) -> int | None:
+        """How long a decode frame was on its way, all hops together: the median; None if there was none."""
+        transits = [sum(transits_ns(frame)) for frame in self.frames if frame.phase is Phase.DECODE]
+        return round(median(transits)) if transits else None
 
     def sent(self, micro_batch: MicroBatch) -> None:
         """Takes that a micro-batch is sent now."""

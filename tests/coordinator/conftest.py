@@ -20,7 +20,7 @@ def imported_model(opt_bytes: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _cache_of_each_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fake stages rate is seen by no other test."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from statistics import median
 
 import pytest
 from bench import Bench
@@ -15,6 +16,7 @@ from llmpq.device import ModelPart, Phase
 from llmpq.errors import InvalidInputError, UnavailableError
 from llmpq.model import read_shape
 from llmpq.rpc.link_probe import fit_link
+from llmpq.trace import transits_ns
 
 LINES = [completion(f"r{n}", "xxxx", 4) for n in range(6)]
 
@@ -34,6 +36,26 @@ async def test_the_planner_is_told_the_link_from_every_sender(bench: Bench) -> N
         assert from_coordinator.latency_ns > LINK_LATENCY_NS
         assert profile.link_latency_ns == (from_stage.latency_ns + from_coordinator.latency_ns) // 2
     assert [bench.stages[name].num_links for name in ("a", "b")] == [2, 2]  # not again for the second call
+
+
+async def test_a_run_corrects_the_link_from_the_coordinator(bench: Bench) -> None:
+    """Half of what frames were on their way beyond what was known is added to the way from and to the coordinator."""
+    async with bench.running():
+        for name in ("a", "b"):
+            await bench.add_stage(name)
+        before = {profile.device_id: profile for profile in await bench.client.profile_devices(bench.model)}
+        batch, _ = await bench.run(LINES, ignore_stop=True)
+        frames = await bench.client.trace(batch.batch_id)
+        after = {profile.device_id: profile for profile in await bench.client.profile_devices(bench.model)}
+
+    assert batch.plan is not None
+    first, second = (stage.device_id for stage in batch.plan.stages)
+    known_ns = before[first].link_from("").latency_ns + before[second].link_from(first).latency_ns
+    transit_ns = round(median(sum(transits_ns(frame)) for frame in frames if frame.phase is Phase.DECODE))
+    corrected_ns = max(before[first].link_from("").latency_ns + (transit_ns - known_ns) // 2, 0)
+    assert after[first].link_from("").latency_ns == corrected_ns
+    assert after[first].link_from(second) == before[first].link_from(second)
+    assert after[second].links == before[second].links
 
 
 async def test_a_link_that_cannot_be_measured_is_left_out(bench: Bench) -> None:
