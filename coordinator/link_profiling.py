@@ -44,19 +44,24 @@ class LinkProfiler:
             links[receiver] = {"links": tuple(link for link in found if link)} | _mean([link for link in found if link])
         return links
 
-    def learn(self, stages: Sequence[Member], transit_ns: int) -> None:
-        """Takes how long the frames of a run were on their way, from the coordinator over its stages and back.
+    def learn(self, stages: Sequence[Member], payloads: Sequence[int], transit_ns: int) -> None:
+        """Takes how long a frame of a run was on its way, from the coordinator over the stages and back.
 
         Processes that compute, and a coordinator that has answers to record, take frames up later than idle ones. What
         the whole way took more or less than known is counted to the first link, half of it: a run may be disturbed.
+
+        Args:
+            stages: Those that it went through.
+            payloads: Bytes that each of them received.
+            transit_ns: The sum over all hops.
         """
         way = (None, *stages)
         keys = [_key(sender, receiver) for sender, receiver in zip(way, stages, strict=False)]
         if all(key in self._links for key in keys):
-            known_ns = sum(self._links[key].latency_ns for key in keys)
-            first = self._links[keys[0]]
-            latency_ns = max(first.latency_ns + (transit_ns - known_ns) // 2, 0)
-            self._links[keys[0]] = replace(first, latency_ns=latency_ns)
+            links = [self._links[key] for key in keys]
+            known_ns = sum(link.transfer_ns(num_bytes) for link, num_bytes in zip(links, payloads, strict=True))
+            latency_ns = max(links[0].latency_ns + (transit_ns - known_ns) // 2, 0)
+            self._links[keys[0]] = replace(links[0], latency_ns=latency_ns)
 
     async def _link(self, sender: Member | None, receiver: Member, report: Report) -> LinkProfile | None:
         """A link; None if it cannot be measured now, for then a batch cannot be run over it either, and will say so."""

@@ -75,8 +75,10 @@ class Pipeline:
         if micro_batch:
             self._frames.received(micro_batch, result.timings)
             advanced = self._scheduler.record(result.frame_id, values_of(result, micro_batch.num_results))
-            await self._send()  # first, because stages wait
-            self._on_result(micro_batch, result.timings, advanced)
+            try:
+                await self._send()  # first, because stages wait
+            finally:  # what came is recorded even if nothing more can be sent
+                self._on_result(micro_batch, result.timings, advanced)
 
     async def _broken(self) -> Never:
         await self._deployment.frames.watch()

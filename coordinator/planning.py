@@ -25,6 +25,7 @@ from llmpq.model import pinned, read_shape
 from llmpq.plan import STRATEGIES, LayerSensitivity, LengthBucket, Plan, PlanningProblem, PlanOptions
 from llmpq.schemes import SCHEMES
 from llmpq.stored_layers import options_as_stored, read_stored_layers
+from llmpq.trace import FrameTrace, transits_ns
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Planning:
         return tuple((await self._profiles(model, options, members, report, is_fresh=is_fresh)).values())
 
     async def learn(
-        self, plan: Plan, stages: Sequence[Member], ratios: Sequence[Mapping[Phase, float]], transit_ns: int | None
+        self, plan: Plan, stages: Sequence[Member], ratios: Sequence[Mapping[Phase, float]], frame: FrameTrace | None
     ) -> None:
         """Lets plans to come profit from a run.
 
@@ -140,11 +141,13 @@ class Planning:
             plan: What ran.
             stages: The member behind each of its stages.
             ratios: Of each stage, measured over predicted times.
-            transit_ns: How long its frames were on their way; None if that is not known.
+            frame: A typical one of its decode frames, if it had any.
         """
-        if transit_ns is not None:
-            self._links.learn(stages, transit_ns)
         shape = await asyncio.to_thread(read_shape, plan.model)
+        if frame is not None:
+            row_bytes = [shape.hidden_size * member.description.activation_bytes for member in stages[:-1]]
+            payloads = (0, *(frame.num_rows * num_bytes for num_bytes in row_bytes))
+            self._links.learn(stages, payloads, sum(transits_ns(frame)))
         for member, of_stage in zip(stages, ratios, strict=True):
             self._profiler.learn(member.description, shape, of_stage)
 

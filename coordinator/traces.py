@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Sequence
-from statistics import median
+from itertools import islice
 
 from llmpq.device import Phase
 from llmpq.errors import NotFoundError
@@ -13,6 +13,8 @@ from llmpq.trace import FrameTrace, transits_ns
 
 #: Batches that are kept, and the latest frames of each.
 MAX_BATCHES, MAX_FRAMES = 4, 65_536
+#: Frames that are looked at to find a typical one.
+_MAX_TYPICAL = 1000
 
 
 class FrameLog:
@@ -23,10 +25,11 @@ class FrameLog:
         self.frames: deque[FrameTrace] = deque(maxlen=MAX_FRAMES)
 
     @property
-    def transit_ns(self) -> int | None:
-        """How long a decode frame was on its way, all hops together: the median; None if there was none."""
-        transits = [sum(transits_ns(frame)) for frame in self.frames if frame.phase is Phase.DECODE]
-        return round(median(transits)) if transits else None
+    def typical_decode(self) -> FrameTrace | None:
+        """Of the latest decode frames the one that was on its way for the median time; None if there was none."""
+        latest = islice(reversed(self.frames), _MAX_TYPICAL)
+        ranked = sorted((sum(transits_ns(frame)), frame.frame_id, frame) for frame in latest if _is_decode(frame))
+        return ranked[len(ranked) // 2][-1] if ranked else None
 
     def sent(self, micro_batch: MicroBatch) -> None:
         """Takes that a micro-batch is sent now."""
@@ -74,3 +77,7 @@ class Traces:
             )
             raise NotFoundError(message, subject=batch_id)
         return tuple(self._logs[batch_id].frames)
+
+
+def _is_decode(frame: FrameTrace) -> bool:
+    return frame.phase is Phase.DECODE

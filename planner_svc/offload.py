@@ -187,7 +187,12 @@ class OffloadingStage:
 
     def _other_bytes(self) -> float:
         """Bytes of embedding, head and the temporaries of one batch."""
-        outside = embedding_head_bytes(self.cost.shape, is_first=self.is_first, is_last=self.is_last)
+        outside = embedding_head_bytes(
+            self.cost.shape,
+            is_first=self.is_first,
+            is_last=self.is_last,
+            screens_head=self._profile.description.screens_head,
+        )
         return outside + workspace_bytes(
             self.cost.shape,
             is_first=self.is_first,

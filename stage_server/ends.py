@@ -78,10 +78,12 @@ class Head:
         return vocabulary + _bytes_of(self.projection, self.norm, self.screen)
 
     def most_likely(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The token of the largest logit of each row, the lowest id among equals: (rows,) int64 of (rows, hidden)."""
-        if self.screen is None:
-            return self.logits(hidden).argmax(dim=-1)
-        return self.screen.most_likely(self._read(hidden))
+        """The token of the largest logit of each row, the lowest id among equals: (rows,) int64 of (rows, hidden).
+
+        A cap changes no order, but may make logits equal: it is left out.
+        """
+        read = self._read(hidden)
+        return self.vocabulary.forward(read).argmax(dim=-1) if self.screen is None else self.screen.most_likely(read)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(rows, vocabulary) float32 of (rows, hidden)."""

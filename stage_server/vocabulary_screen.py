@@ -1,7 +1,8 @@
 """The most likely tokens of a head in 16 bits, most of which is never read.
 
 A copy of the vocabulary in 8 bits gives every logit to within a bound; only tokens that may be the most likely one by
-these bounds are multiplied exactly. What comes out is the exact head's answer, for half of the bytes and by integers.
+these bounds are multiplied exactly. What comes out is the exact head's answer, up to the rounding of sums in float32,
+for half of the bytes and by integers.
 """
 
 from dataclasses import replace

@@ -56,6 +56,7 @@ class VirtualDevice:
             memory_budget_bytes=self.sheet.budget_bytes,
             schemes=tuple(self.kernels),
             activation_bytes=self.sheet.activation_bytes,
+            screens_head=self.sheet.kind == "cpu",
         )
 
     def layer_law(self, size: LayerSize, scheme: str, group_size: int) -> LayerLaw:

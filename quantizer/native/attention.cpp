@@ -17,7 +17,6 @@ constexpr long kMaxQueries = 192;    // of one kv head, that a thread takes at a
 constexpr int kQueries = kLanes == 16 ? 6 : 4, kVectors = kLanes == 16 ? 4 : 2;  // multiplied at once, in registers
 constexpr float kInfinity = __builtin_inff();
 
-constexpr long smaller(long a, long b) { return a < b ? a : b; }
 constexpr long larger(long a, long b) { return a > b ? a : b; }
 
 INLINE float largest(Floats v) {
@@ -153,8 +152,9 @@ class Attention {
       const long at = cached(sequence, kv_head, tile.first);
       tile.read(p.keys + at, p.values + at, p.max_tokens - tile.first, p.head_dim);
       tile.is_fetching = false;
-      const bool is_last = tile.first + kTile >= end;  // then the next head's follow
-      tile.next_keys = p.keys + (is_last ? cached(sequence, kv_head + 1, 0) : at + kTile * p.head_dim);
+      const bool is_last = tile.first + kTile >= end;  // then the next head's follow, or another slot's
+      const long next = is_last ? cached(sequence, kv_head + 1, first_seen / kTile * kTile) : at + kTile * p.head_dim;
+      tile.next_keys = p.keys + next;
       for (long i = 0; i < num_queries; i += kQueries) {
         const long size = smaller(kQueries, num_queries - i);
         if (queries[i + size - 1].position < tile.first) continue;
@@ -195,7 +195,7 @@ class Attention {
         keys[v] = load<Floats>(tile.keys[at / kKeyTile] + channel * kKeyTile + at % kKeyTile);
       }
       // The values come from memory meanwhile, and the next keys while these values are added up.
-      for (long line = 0; line < kTile / 16 && !tile.is_fetching; line++)
+      for (long line = 0; line < kTile / 16 && token == 0 && !tile.is_fetching; line++)
         __builtin_prefetch(tile.values + (channel * kTile / 16 + line) * 16);
 #pragma GCC unroll 8
       for (int i = 0; i < kCount; i++) {
@@ -255,7 +255,7 @@ class Attention {
       Floats values[kNumVectors];
       for (int v = 0; v < kNumVectors; v++)
         values[v] = load<Floats>(tile.values + token * tile.value_stride + channel + v * kLanes);
-      for (long line = 0; line < p.head_dim / 16 && !tile.is_fetching; line++)
+      for (long line = 0; line < p.head_dim / 16 && channel == 0 && !tile.is_fetching; line++)
         __builtin_prefetch(tile.next_keys + (token * p.head_dim / 16 + line) * 16);
 #pragma GCC unroll 8
       for (int i = 0; i < kCount; i++) {

@@ -4,19 +4,17 @@
 #include "product.h"
 #include "vectors.h"
 
-constexpr long smaller(long a, long b) { return a < b ? a : b; }
-
 struct Float16 {
   typedef uint16_t Element;
-  static Floats widened(const Element *from) { return from_halves(from); }
+  INLINE Floats widened(const Element *from) { return from_halves(from); }
 };
 struct Bfloat16 {
   typedef uint16_t Element;
-  static Floats widened(const Element *from) { return (Floats)(widen(from) << 16); }
+  INLINE Floats widened(const Element *from) { return (Floats)(widen(from) << 16); }
 };
 struct Int8 {
   typedef int8_t Element;
-  static Floats widened(const Element *from) { return __builtin_convertvector(widen(from), Floats); }
+  INLINE Floats widened(const Element *from) { return __builtin_convertvector(widen(from), Floats); }
 };
 
 // Up to kLanes weights, widened; those missing are zero.
@@ -28,10 +26,11 @@ template <class Type> INLINE Floats widened(const typename Type::Element *from, 
 }
 
 // Calls body with the type of weights that product.h numbers so.
+template <class Body> static void with_sixteen_bits(int64_t type, const Body &body) {
+  if (type == 0) return body(Float16{});
+  if (type == 1) return body(Bfloat16{});
+}
 template <class Body> static void with_type(int64_t type, const Body &body) {
-  switch (type) {
-    case 0: return body(Float16{});
-    case 1: return body(Bfloat16{});
-    case 2: return body(Int8{});
-  }
+  if (type == 2) return body(Int8{});
+  with_sixteen_bits(type, body);
 }

@@ -32,8 +32,9 @@ template <class Type> void read(const FloatProduct &p, long output, long begin, 
       transpose(square);
       for (int i = 0; i < kLanes; i++) store(panel.weights[k + i] + v * kLanes, square[i]);
     }
-  // The next panel is on its way while this one is multiplied: its rows are too short for the CPU to foresee them.
-  for (long o = output + kOutputs; o < output + 2 * kOutputs; o++)
+  // What this thread is likely to multiply next is on its way meanwhile: rows are too short for the CPU to foresee them.
+  const long next = output + p.team.num_threads * kOutputs;
+  for (long o = next; o < smaller(next + kOutputs, p.num_outputs); o++)
     for (long k = 0; k < size; k += 64 / (long)sizeof(typename Type::Element)) __builtin_prefetch(weight_at(o) + k);
 }
 

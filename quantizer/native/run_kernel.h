@@ -8,8 +8,6 @@
 constexpr int kVectors = 2;  // of outputs that are multiplied at a time
 constexpr int kColumns = kVectors * kLanes;
 
-constexpr long smaller(long a, long b) { return a < b ? a : b; }
-
 // kColumns outputs over a part of the inputs.
 struct Weights {
   const uint8_t *codes[kVectors];

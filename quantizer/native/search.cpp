@@ -10,7 +10,11 @@
 namespace {
 
 // What rounding in sums of float32 may add, as a share of |x| |w|: far more than sums of 10,000 products do.
-constexpr float kSumError = 1e-5f;
+constexpr double kSumError = 1e-5;
+// What rounding in the bounds themselves may take off.
+constexpr double kMargin = 1.001;
+// A group of smaller numbers is zero to the kernel that rounds.
+constexpr float kNone = 0x1p-100f;
 
 struct Bounds {
   Floats size, rounding;  // |x| and |x - x'|, in all lanes
@@ -22,20 +26,20 @@ struct Bounds {
 
 // As activations.h rounds x: to 127 steps of each group's largest magnitude.
 Bounds bounds_of(const LargestProduct &p, const float *x) {
-  float square = 0, square_error = 0;
+  double square = 0, square_error = 0;
   for (long begin = 0; begin < p.num_inputs; begin += p.group_size) {
     const long end = smaller(begin + p.group_size, p.num_inputs);
     float largest = 0;
     for (long k = begin; k < end; k++) largest = __builtin_fabsf(x[k]) > largest ? __builtin_fabsf(x[k]) : largest;
     const float step = largest / 127;
     for (long k = begin; k < end; k++) {
-      const float error = step > 0 ? x[k] - __builtin_rintf(x[k] / step) * step : 0;
-      square += x[k] * x[k];
+      const double error = largest < kNone ? x[k] : x[k] - __builtin_rintf(x[k] / step) * step;
+      square += (double)x[k] * x[k];
       square_error += error * error;
     }
   }
-  const float size = __builtin_sqrtf(square);
-  return {broadcast(size), broadcast(1.001f * __builtin_sqrtf(square_error) + kSumError * size)};
+  const double size = kMargin * __builtin_sqrt(square);
+  return {broadcast((float)size), broadcast((float)(kMargin * __builtin_sqrt(square_error) + kSumError * size))};
 }
 
 template <class Type> float product(const LargestProduct &p, const float *x, long output) {
@@ -63,7 +67,8 @@ template <class Type> long search(const LargestProduct &p, const float *x, const
   float largest = -__builtin_inff();
   for (long o = 0; o < p.num_outputs; o += kLanes) {
     const long count = smaller(kLanes, p.num_outputs - o);
-    const Ints may_be = load_some(approximate + o, count) + bounds.of(p, o, count) >= broadcast(surely);
+    const Floats most = load_some(approximate + o, count) + bounds.of(p, o, count);
+    const Ints may_be = ~(most < broadcast(surely));  // as what is not a number may be
     if (!sum(may_be)) continue;
     for (long i = 0; i < count; i++) {
       const float exact = may_be[i] ? product<Type>(p, x, o + i) : -__builtin_inff();
@@ -76,7 +81,7 @@ template <class Type> long search(const LargestProduct &p, const float *x, const
 }  // namespace
 
 LLMPQ_EXPORT(find_largest)(const LargestProduct *product) {
-  with_type(product->type, [&](auto type) {
+  with_sixteen_bits(product->type, [&](auto type) {
     parallel_for(product->team, product->num_rows, [&](long row) {
       product->found[row] = search<decltype(type)>(*product, product->x + row * product->num_inputs,
                                                    product->approximate + row * product->num_outputs);

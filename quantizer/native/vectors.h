@@ -16,6 +16,8 @@ constexpr int kLanes = 8;
 constexpr int kLanes = 4;
 #endif
 
+INLINE constexpr long smaller(long a, long b) { return a < b ? a : b; }
+
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Shorts __attribute__((vector_size(4 * kLanes)));

@@ -57,3 +57,25 @@ def test_a_row_does_not_depend_on_its_company(native: Kernels) -> None:
     together = screen.most_likely(x)
     assert together[:5].equal(alone)
     assert ((together >= 0) & (together < 1000)).all()
+
+
+@pytest.mark.parametrize("scale", [1e-28, 1e-25, 1.0, 1e19])
+def test_the_answer_hangs_neither_on_size_nor_on_outliers(native: Kernels, scale: float) -> None:
+    """Of tiny and huge states, those with a channel far above the others, and small vocabularies, on two threads."""
+    torch.manual_seed(7)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for shape in ((3, 65), (1003, 65), (200, 128)):
+            vocabulary = torch.randn(shape).bfloat16()
+            vocabulary[-1] = 0
+            x = torch.randn(24, shape[1])
+            x[::2, 3] = 500
+            exact = x.double() @ vocabulary.double().T
+            found = VocabularyScreen(vocabulary, native).most_likely(x * scale)
+            top = exact.topk(2, dim=1)
+            is_clear = top.values[:, 0] - top.values[:, 1] > 1e-4 * top.values[:, 0].abs()
+            assert is_clear.any()
+            assert found[is_clear].equal(top.indices[is_clear, 0])
+    finally:
+        torch.set_num_threads(before)
