@@ -59,8 +59,8 @@ class LinkProfiler:
         keys = [_key(sender, receiver) for sender, receiver in zip(way, stages, strict=False)]
         if all(key in self._links for key in keys):
             links = [self._links[key] for key in keys]
-            known_ns = sum(link.transfer_ns(num_bytes) for link, num_bytes in zip(links, payloads, strict=True))
-            latency_ns = max(links[0].latency_ns + (transit_ns - known_ns) // 2, 0)
+            known_s = sum(link.transfer_s(num_bytes) for link, num_bytes in zip(links, payloads, strict=True))
+            latency_ns = max(links[0].latency_ns + round((transit_ns - known_s * 1e9) / 2), 0)
             self._links[keys[0]] = replace(links[0], latency_ns=latency_ns)
 
     async def _link(self, sender: Member | None, receiver: Member, report: Report) -> LinkProfile | None:

@@ -28,8 +28,8 @@ class FrameLog:
     def typical_decode(self) -> FrameTrace | None:
         """Of the latest decode frames the one that was on its way for the median time; None if there was none."""
         latest = islice(reversed(self.frames), _MAX_TYPICAL)
-        ranked = sorted((sum(transits_ns(frame)), frame.frame_id, frame) for frame in latest if _is_decode(frame))
-        return ranked[len(ranked) // 2][-1] if ranked else None
+        ranked = sorted((frame for frame in latest if frame.phase is Phase.DECODE), key=_transit_ns)
+        return ranked[len(ranked) // 2] if ranked else None
 
     def sent(self, micro_batch: MicroBatch) -> None:
         """Takes that a micro-batch is sent now."""
@@ -79,5 +79,5 @@ class Traces:
         return tuple(self._logs[batch_id].frames)
 
 
-def _is_decode(frame: FrameTrace) -> bool:
-    return frame.phase is Phase.DECODE
+def _transit_ns(frame: FrameTrace) -> int:
+    return sum(transits_ns(frame))

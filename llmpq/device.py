@@ -56,9 +56,9 @@ class LinkProfile:
     latency_ns: int = 0
     bytes_per_s: int = 0
 
-    def transfer_ns(self, num_bytes: int) -> int:
-        """What it takes to hand over so many bytes."""
-        return self.latency_ns + (round(num_bytes / self.bytes_per_s * 1e9) if self.bytes_per_s else 0)
+    def transfer_s(self, num_bytes: float) -> float:
+        """Seconds to hand over so many bytes: latency + bytes / bandwidth."""
+        return self.latency_ns / 1e9 + (num_bytes / self.bytes_per_s if self.bytes_per_s else 0.0)
 
 
 @dataclass(frozen=True)

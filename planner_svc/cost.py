@@ -95,8 +95,7 @@ class CostModel:
         row_bytes = _TOKEN_BYTES
         if sender_id is not None:
             row_bytes = self.shape.hidden_size * self.devices[sender_id].description.activation_bytes
-        transfer_s = load.num_rows * row_bytes / link.bytes_per_s if link.bytes_per_s else 0.0
-        return link.latency_ns / 1e9 + transfer_s
+        return link.transfer_s(load.num_rows * row_bytes)
 
     def stage_times(self, stages: Sequence[StagePlan], phase: Phase, load: Load) -> StageTimes:
         """Seconds of each stage and link of a pipeline."""

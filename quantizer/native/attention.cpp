@@ -4,6 +4,7 @@
 // algorithm 3). Tiles begin at multiples of kTile, whatever the query, so that a row comes out the same in any company
 // and in prefill as in decode.
 
+#include "counts.h"
 #include "elementary.h"
 #include "glue.h"
 #include "shuffles.h"
@@ -158,17 +159,12 @@ class Attention {
       for (long i = 0; i < num_queries; i += kQueries) {
         const long size = smaller(kQueries, num_queries - i);
         if (queries[i + size - 1].position < tile.first) continue;
-        meet<kQueries>(size, queries + i, tile);
+        with_count<kQueries>(size, [&](auto count) { meet<count>(queries + i, tile); });
         tile.is_fetching = true;
       }
     }
     for (long i = 0; i < num_queries; i++)
       for (long channel = 0; channel < p.head_dim; channel++) queries[i].y[channel] /= queries[i].sum;
-  }
-
-  template <int kCount> void meet(long num_queries, Query *queries, const Tile &tile) const {
-    if (num_queries == kCount) return meet<kCount>(queries, tile);
-    if constexpr (kCount > 1) meet<kCount - 1>(num_queries, queries, tile);
   }
 
   // Adds a tile to what some queries have met.

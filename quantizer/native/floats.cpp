@@ -1,6 +1,7 @@
 // Products of a few rows of float32 with weights of 16 or 8 bits, which are widened once for all rows and read along
 // the inputs, as they are stored. Each sum is made in the same order whatever other rows there are.
 
+#include "counts.h"
 #include "elementary.h"
 #include "float_weights.h"
 #include "product.h"
@@ -40,13 +41,6 @@ template <int kCount> void add_products(const float *x, long num_inputs, long si
     for (int o = 0; o < kOutputs; o++) part.sums[row + r][o] = sums[r][o];
 }
 
-// The same for a number of rows that is known only now.
-template <int kCount = kRows>
-void add_products(int num_rows, const float *x, long num_inputs, long size, Part &part, long row) {
-  if (num_rows == kCount) return add_products<kCount>(x, num_inputs, size, part, row);
-  if constexpr (kCount > 1) add_products<kCount - 1>(num_rows, x, num_inputs, size, part, row);
-}
-
 // Up to kPassRows rows times up to kOutputs outputs.
 template <class Type> void multiply(const FloatProduct &p, long row, long num_rows, long output, long num_outputs) {
   const long num_blocks = (num_rows + kRows - 1) / kRows;  // all about as large
@@ -61,7 +55,8 @@ template <class Type> void multiply(const FloatProduct &p, long row, long num_ro
     }
     for (long i = 0; i < num_blocks; i++) {
       const long first = num_rows * i / num_blocks, count = num_rows * (i + 1) / num_blocks - first;
-      add_products((int)count, p.x + (row + first) * p.num_inputs + begin, p.num_inputs, size, part, first);
+      const float *x = p.x + (row + first) * p.num_inputs + begin;
+      with_count<kRows>(count, [&](auto rows) { add_products<rows>(x, p.num_inputs, size, part, first); });
     }
   }
   for (long r = 0; r < num_rows; r++) {

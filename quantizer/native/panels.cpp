@@ -2,6 +2,7 @@
 // transposed, a panel of outputs at a time, so that every number of x meets whole vectors of outputs and no sum crosses
 // lanes. Each sum is made in the order of the inputs, whatever other rows there are.
 
+#include "counts.h"
 #include "elementary.h"
 #include "float_weights.h"
 #include "shuffles.h"
@@ -56,13 +57,6 @@ template <int kCount> void add_products(const float *x, long num_inputs, long si
     for (int v = 0; v < kVectors; v++) panel.sums[row + r][v] = sums[r][v];
 }
 
-// The same for a number of rows that is known only now.
-template <int kCount = kRows>
-void add_products(int num_rows, const float *x, long num_inputs, long size, Panel &panel, long row) {
-  if (num_rows == kCount) return add_products<kCount>(x, num_inputs, size, panel, row);
-  if constexpr (kCount > 1) add_products<kCount - 1>(num_rows, x, num_inputs, size, panel, row);
-}
-
 // Up to kPassRows rows times the outputs of a panel.
 template <class Type> void multiply(const FloatProduct &p, long row, long num_rows, long output) {
   const long num_blocks = (num_rows + kRows - 1) / kRows;  // all about as large
@@ -74,7 +68,8 @@ template <class Type> void multiply(const FloatProduct &p, long row, long num_ro
     read<Type>(p, output, begin, size, panel);
     for (long i = 0; i < num_blocks; i++) {
       const long first = num_rows * i / num_blocks, count = num_rows * (i + 1) / num_blocks - first;
-      add_products((int)count, p.x + (row + first) * p.num_inputs + begin, p.num_inputs, size, panel, first);
+      const float *x = p.x + (row + first) * p.num_inputs + begin;
+      with_count<kRows>(count, [&](auto rows) { add_products<rows>(x, p.num_inputs, size, panel, first); });
     }
   }
   for (int v = 0; v < kVectors; v++) {
