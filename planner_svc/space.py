@@ -1,24 +1,22 @@
 """The search space of one problem: device orders, micro-batch sizes, and the inner problem of each combination."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice, permutations
 
 import numpy as np
 
-from llmpq.device import Phase
 from llmpq.errors import PreconditionError
-from llmpq.memory import kv_bytes, layer_bytes
+from llmpq.memory import layer_bytes
 from llmpq.plan import LayerPrecision, Plan, StagePlan
 from llmpq.schemes import SCHEMES
 from planner_svc.assignment import AssignmentProblem, Floats
 from planner_svc.cost import CostModel, profiles_alike
-from planner_svc.memory import stage_memory
 from planner_svc.milp import Assignment
-from planner_svc.program_data import TOLERANCE
 from planner_svc.quality import omega_matrix
-from planner_svc.schedule import Schedule, Setting
+from planner_svc.schedule import Setting
+from planner_svc.stage_costs import StagePricing
 from planner_svc.workload import Load
 
 #: Theta where the request sets neither weight nor budget, as a share of the least conceivable time: w4 on every layer
@@ -67,11 +65,8 @@ class SearchSpace:
             )
         self.omega = self._omega()
         group_size = self.options.effective_group_size
-        self._weight_bytes = [layer_bytes(cost.shape, _precision(scheme, group_size)) for scheme in self.schemes]
-        # Thousands of candidates share their stages: a device costs the same wherever it is in the middle.
-        self._schedule = cache(self._cut)
-        self._stage_costs = cache(self._cost_stage)
-        self._one_link_s = cache(cost.link_s)
+        weight_bytes = [layer_bytes(cost.shape, _precision(scheme, group_size)) for scheme in self.schemes]
+        self._pricing = StagePricing(cost, self.schemes, self.usable, weight_bytes)
 
     @cached_property
     def candidates(self) -> list[Candidate]:
@@ -222,11 +217,11 @@ class SearchSpace:
         order, setting = candidate.order, candidate.setting
         objective = self.options.effective_objective
         max_prefill_tokens = self.cost.max_prefill_tokens(order, setting)
-        schedule = self._schedule(setting, max_prefill_tokens)
+        schedule = self._pricing.schedule(setting, max_prefill_tokens)
         price = self.cost.usd_per_s(order) if objective == "cost" else 1.0
         last = len(order) - 1
         stages = [
-            self._stage_costs(device_id, setting, max_prefill_tokens, is_first=number == 0, is_last=number == last)
+            self._pricing.stage(device_id, setting, max_prefill_tokens, is_first=number == 0, is_last=number == last)
             for number, device_id in enumerate(order)
         ]
         return AssignmentProblem(
@@ -245,73 +240,9 @@ class SearchSpace:
             schedule=schedule,
         )
 
-    def _cut(self, setting: Setting, max_prefill_tokens: int) -> Schedule:
-        is_repeated = self.options.effective_objective == "throughput"
-        return replace(Schedule.of(self.cost.workload, setting, max_prefill_tokens), is_repeated=is_repeated)
-
-    def _cost_stage(
-        self, device_id: str, setting: Setting, max_prefill_tokens: int, *, is_first: bool, is_last: bool
-    ) -> "_StageCosts":
-        schedule = self._schedule(setting, max_prefill_tokens)
-        description = self.cost.devices[device_id].description
-        cache_bytes = kv_bytes(
-            self.cost.shape,
-            num_layers=1,
-            num_slots=setting.num_slots,
-            max_sequence_tokens=self.cost.workload.max_sequence_tokens,
-            activation_bytes=description.activation_bytes,
-        )
-        memory = stage_memory(
-            self.cost.shape,
-            description,
-            (),
-            is_first=is_first,
-            is_last=is_last,
-            num_slots=setting.num_slots,
-            max_sequence_tokens=self.cost.workload.max_sequence_tokens,
-            max_prefill_tokens=max_prefill_tokens,
-        )
-        free = float(memory.budget_bytes - memory.used_bytes)
-        return _StageCosts(
-            layer_prefill_s=self._layer_s(device_id, Phase.PREFILL, schedule.prefill_load),
-            layer_decode_s=self._layer_s(device_id, Phase.DECODE, schedule.decode_load),
-            outside_prefill_s=self.cost.outside_s(device_id, schedule.prefill_load, is_first=is_first, is_last=is_last),
-            outside_decode_s=self.cost.outside_s(device_id, schedule.decode_load, is_first=is_first, is_last=is_last),
-            layer_bytes=np.array([cache_bytes + weights for weights in self._weight_bytes], dtype=float),
-            capacity_bytes=free - TOLERANCE * abs(free),
-        )
-
-    def _layer_s(self, device_id: str, phase: Phase, load: Load) -> Floats:
-        usable = self.usable[device_id]
-        return np.array(
-            [
-                self.cost.layer_s(device_id, scheme, phase, load) if scheme in usable else np.inf
-                for scheme in self.schemes
-            ]
-        )
-
     def _link_s(self, order: Order, load: Load) -> Floats:
         senders = (None, *order[:-1])
-        return np.array([self._one_link_s(*ends, load) for ends in zip(senders, order, strict=True)])
-
-
-@dataclass(frozen=True)
-class _StageCosts:
-    """What a device costs at a place of the pipeline; see `AssignmentProblem`, of which this is a row.
-
-    Attributes:
-        layer_prefill_s, layer_decode_s: (schemes) seconds of a layer.
-        outside_prefill_s, outside_decode_s: Seconds of embedding and head.
-        layer_bytes: (schemes) bytes of one layer with its KV cache.
-        capacity_bytes: Budget less everything but the layers, and less the solver's tolerance; may be negative.
-    """
-
-    layer_prefill_s: Floats
-    layer_decode_s: Floats
-    outside_prefill_s: float
-    outside_decode_s: float
-    layer_bytes: Floats
-    capacity_bytes: float
+        return np.array([self._pricing.link_s(*ends, load) for ends in zip(senders, order, strict=True)])
 
 
 def cannot_run_given_schemes() -> PreconditionError:
