@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from coordinator.measurements import MeasurementCache
 from llmpq.device import DeviceDescription, LatencyPoint, ModelPart, Phase
+from llmpq.measurements import MeasurementCache
 from llmpq.model import ModelShape
 
 #: Share of what a run shows that is taken over: one run may have been disturbed.

@@ -69,9 +69,11 @@ class StageLink:
         schemes: Sequence[str],
         group_size: int,
         on_progress: OnMeasured,
+        *,
+        is_fresh: bool,
     ) -> tuple[LatencyPoint, ...]:
         """Measures the device on a layer of the model."""
-        request = stage_pb.ProfileLayersRequest(model=model, schemes=schemes, group_size=group_size)
+        request = stage_pb.ProfileLayersRequest(model=model, schemes=schemes, group_size=group_size, is_fresh=is_fresh)
         points = []
         with rpc_errors(self._peer):
             async for response in self._stub.ProfileLayers(request):

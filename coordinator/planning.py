@@ -10,7 +10,6 @@ from coordinator.cluster import Member
 from coordinator.fidelity import FidelityMeter
 from coordinator.link_profiling import LinkProfiler
 from coordinator.links import PlanProgress, create_plan
-from coordinator.measurements import MeasurementCache
 from coordinator.omega import REFERENCE_SCHEME
 from coordinator.plan_options import check_layer_schemes
 from coordinator.profiling import DeviceProfiler, ProfiledModel
@@ -21,6 +20,7 @@ from llmpq.batch import PreviewedPlan
 from llmpq.device import DeviceProfile, Phase
 from llmpq.errors import PreconditionError
 from llmpq.fidelity import FidelityResult
+from llmpq.measurements import MeasurementCache
 from llmpq.model import pinned, read_shape
 from llmpq.plan import STRATEGIES, LayerSensitivity, LengthBucket, Plan, PlanningProblem, PlanOptions
 from llmpq.schemes import SCHEMES

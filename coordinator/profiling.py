@@ -11,11 +11,11 @@ from coordinator.cluster import Member
 from coordinator.corrections import CorrectionStore, device_kind
 from coordinator.link_profiling import LinkProfiler
 from coordinator.links import StageLink
-from coordinator.measurements import MeasurementCache
 from coordinator.status import Report, counting
 from llmpq.address import split_address
 from llmpq.device import DeviceDescription, DeviceProfile, LatencyPoint, Phase
 from llmpq.errors import UnavailableError
+from llmpq.measurements import MeasurementCache
 from llmpq.model import ModelShape
 
 log = structlog.get_logger(__name__)
@@ -114,7 +114,8 @@ class DeviceProfiler:
             doing = f"Measuring device {member.device_id} on a layer of the model"
             report(f"{doing}.")
             async with StageLink.opened(member) as stage:
-                found = await stage.profile(model.model, missing, model.group_size, counting(report, doing, "points"))
+                on_measured = counting(report, doing, "points")
+                found = await stage.profile(model.model, missing, model.group_size, on_measured, is_fresh=is_fresh)
             for scheme in ("", *missing):
                 parts[scheme] = tuple(point for point in found if point.scheme == scheme)
                 self._cache.save(subject | {"scheme": scheme}, parts[scheme] or ())

@@ -8,7 +8,6 @@ from dataclasses import replace
 from coordinator.calibration import calibration_samples
 from coordinator.cluster import Member
 from coordinator.links import OnMeasured, StageLink
-from coordinator.measurements import MeasurementCache
 from coordinator.omega import REFERENCE_SCHEME, normalize, random_ratings
 from coordinator.status import Report, counting
 from llmpq import __version__
@@ -16,6 +15,7 @@ from llmpq.cache_dir import cache_directory
 from llmpq.calibration_text import NUM_RATING_SAMPLES, rating_text_digest
 from llmpq.cluster_file import CPU_CLASSES
 from llmpq.errors import PreconditionError
+from llmpq.measurements import MeasurementCache
 from llmpq.model import ModelFiles, read_shape
 from llmpq.plan import LayerSensitivity, PlanOptions
 from llmpq.rating import RatingRequest

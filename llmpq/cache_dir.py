@@ -1,4 +1,4 @@
-"""Where this host keeps what can be made again: kernel measurements, ratings, rounded weights, tensors from the Hub."""
+"""Where this host keeps what can be made again: measurements, ratings, rounded weights, tensors from the Hub."""
 
 import os
 from pathlib import Path

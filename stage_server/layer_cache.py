@@ -8,17 +8,16 @@ need not even be there.
 
 import hashlib
 from collections.abc import Mapping
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 
 import structlog
 import torch
 
-import quantizer
 from llmpq.cache_dir import cache_directory, cache_limit_bytes
 from llmpq.errors import InvalidInputError, NotFoundError
 from llmpq.plan import LayerPrecision, Rounding
 from llmpq.schemes import SCHEMES
+from stage_server.code_digest import code_digest
 from stage_server.layer_file import read_layer, write_layer
 from stage_server.lru_directory import LruDirectory
 from stage_server.source import SourceLayer
@@ -48,7 +47,7 @@ class LayerCache:
         self._files = LruDirectory(cache_directory() / "rounded", cache_limit_bytes())
         self._rounding = rounding
         calibration = (samples, compute_dtype) if rounding.needs_calibration else None
-        self._subject = repr((fingerprint, rounding, calibration, _code_digest()))
+        self._subject = repr((fingerprint, rounding, calibration, code_digest()))
         self._shapes = dict(shapes)
 
     def keeps(self, precision: LayerPrecision) -> bool:
@@ -78,11 +77,3 @@ class LayerCache:
     def _name(self, index: int, precision: LayerPrecision) -> str:
         digest = hashlib.sha256(repr((self._subject, precision)).encode()).hexdigest()
         return f"{digest[:32]}/layer-{index}.safetensors"
-
-
-@cache
-def _code_digest() -> str:
-    """Changes with the code that calibrates and rounds, wherever in its packages that is."""
-    packages = (Path(quantizer.__file__).parent, Path(__file__).parent)
-    sources = sorted(path for package in packages for path in package.rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()

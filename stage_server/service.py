@@ -46,7 +46,9 @@ class StageServicer(stage_service_pb2_grpc.StageServiceServicer):
     ) -> AsyncIterator[pb.ProfileLayersResponse]:
         """See the contract."""
         done = 0
-        async for point, total in self._stage.profile(request.model, tuple(request.schemes), request.group_size):
+        schemes = tuple(request.schemes)
+        profile = self._stage.profile(request.model, schemes, request.group_size, is_fresh=request.is_fresh)
+        async for point, total in profile:
             done += 1
             message = to_message(point, plan_pb2.LatencyPoint)
             yield pb.ProfileLayersResponse(point=message, points_done=done, points_total=total)

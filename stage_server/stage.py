@@ -24,6 +24,7 @@ from stage_server.device import ComputeDevice
 from stage_server.dry_allocation import require_memory
 from stage_server.families import DecoderSpec
 from stage_server.host_memory import give_back_free_memory
+from stage_server.kept_profile import KeptProfile
 from stage_server.kv_cache import KvCache
 from stage_server.load_check import (
     check_group_size,
@@ -117,18 +118,27 @@ class Stage:
             self._release_weights()
 
     async def profile(
-        self, model: str, schemes: tuple[str, ...], group_size: int
+        self, model: str, schemes: tuple[str, ...], group_size: int, *, is_fresh: bool = False
     ) -> AsyncIterator[tuple[LatencyPoint, int]]:
-        """Measures this device; yields each point with the number of points in all.
+        """Measures this device, unless that is known from before; yields each point with the number of points in all.
 
         Raises:
             NotFoundError, InvalidInputError, PreconditionError: As StageService.ProfileLayers says.
         """
         async with self._analysing(schemes, group_size) as chosen:
+            kept = await asyncio.to_thread(KeptProfile, model, self.device, chosen, group_size)
+            known = None if is_fresh else kept.load()
+            if known is not None:
+                for point in known:
+                    yield point, len(known)
+                return
             loader = await self._on_thread(self._open, model)
             profiler = LayerProfiler(loader, self.device, chosen, group_size)
+            points: list[LatencyPoint] = []
             async for point in self._iterate(profiler.points()):
+                points.append(point)
                 yield point, profiler.num_points
+            kept.save(points)
             give_back_free_memory()
 
     async def rate(self, request: RatingRequest) -> AsyncIterator[RatingProgress]:

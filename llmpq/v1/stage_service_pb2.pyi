@@ -106,12 +106,15 @@ class ProfileLayersRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     SCHEMES_FIELD_NUMBER: _builtins.int
     GROUP_SIZE_FIELD_NUMBER: _builtins.int
+    IS_FRESH_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model to take a layer of: a directory or a .gguf file on this host, or a name on the Hugging Face Hub (`org/name` or
     `org/name@revision`), of which each stage fetches what it needs.
     """
     group_size: _builtins.int
     """Group size for schemes that have one; 0 is per channel."""
+    is_fresh: _builtins.bool
+    """Measure again what this stage's host has kept of an earlier profile of the same model by the same code."""
     @_builtins.property
     def schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Schemes to measure; empty means all that the device can run."""
@@ -122,10 +125,11 @@ class ProfileLayersRequest(_message.Message):
         model: _builtins.str = ...,
         schemes: _abc.Iterable[_builtins.str] | None = ...,
         group_size: _builtins.int = ...,
+        is_fresh: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_size", b"group_size", "model", b"model", "schemes", b"schemes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_size", b"group_size", "is_fresh", b"is_fresh", "model", b"model", "schemes", b"schemes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from coordinator.corrections import CorrectionStore, LatencyCorrection
-from coordinator.measurements import MeasurementCache
 from llmpq.device import DeviceDescription, LatencyPoint, ModelPart, Phase
+from llmpq.measurements import MeasurementCache
 from llmpq.model import ModelShape
 
 DEVICE = DeviceDescription("cpu", "test", "avx2", 1, 2 * 10**9, 10**9, ("w16",), 4)

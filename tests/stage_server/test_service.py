@@ -392,6 +392,20 @@ async def test_unknown_and_unrunnable_schemes_are_refused(save_model: SaveModel)
             await load(address, request)
 
 
+async def test_a_profile_is_kept_until_a_fresh_one_is_asked_for(save_model: SaveModel) -> None:
+    """A stage that starts later gives the same times, without measuring; asked for fresh ones, it measures again."""
+    directory, _ = save_model("opt")
+    profiles = []
+    for is_fresh in (False, False, True):
+        async with stage_server() as (address, stage), open_channel(address) as channel:
+            stub = stage_service_pb2_grpc.StageServiceStub(channel)
+            request = pb.ProfileLayersRequest(model=directory, schemes=["w16"], is_fresh=is_fresh)
+            profiles.append([response.point async for response in stub.ProfileLayers(request)])
+    first, kept, fresh = profiles
+    assert kept == first
+    assert fresh != first
+
+
 async def test_profile_and_ratings_cover_what_was_asked(save_model: SaveModel) -> None:
     """Profiling yields every announced point in both phases; rating yields each layer, worse for fewer bits."""
     directory, _ = save_model("llama-bias")

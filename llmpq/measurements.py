@@ -1,12 +1,14 @@
-"""What has been measured once and holds until what was measured changes: a JSON file each, in the state directory."""
+"""What has been measured once and holds until what was measured changes: a JSON file each."""
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llmpq.errors import InvalidInputError
 from llmpq.messages import from_fields
 
 T = TypeVar("T")
@@ -23,24 +25,25 @@ class MeasurementCache:
         self._directory = directory
 
     def load(self, cls: type[T], subject: object) -> tuple[T, ...] | None:
-        """What was saved for `subject`; None if nothing was.
+        """What was saved for `subject`; None if nothing was, or nothing that is still a `cls`.
 
         Args:
             cls: Dataclass of the entries.
             subject: All that the measurement depends on, as a value that JSON can hold.
         """
-        path = self._path(cls, subject)
-        if not path.is_file():
+        try:
+            entries = json.loads(self._path(cls, subject).read_text(encoding="utf-8"))
+            return tuple(from_fields(cls, fields) for fields in entries)
+        except (OSError, ValueError, InvalidInputError):
             return None
-        return tuple(from_fields(cls, fields) for fields in json.loads(path.read_text()))
 
     def save(self, subject: object, measured: Sequence[Any]) -> None:
-        """Saves a measurement, never empty; a crash leaves the file whole or absent."""
+        """Saves a measurement, never empty; a crash leaves the file whole or absent. Raises OSError."""
         path = self._path(type(measured[0]), subject)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps([asdict(entry) for entry in measured]))
-        unfinished.replace(path)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".unfinished", delete=False) as file:
+            json.dump([asdict(entry) for entry in measured], file)
+        Path(file.name).replace(path)
 
     def _path(self, cls: type[Any], subject: object) -> Path:
         digest = hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()
