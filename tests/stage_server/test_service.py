@@ -397,7 +397,7 @@ async def test_a_profile_is_kept_until_a_fresh_one_is_asked_for(save_model: Save
     directory, _ = save_model("opt")
     profiles = []
     for is_fresh in (False, False, True):
-        async with stage_server() as (address, stage), open_channel(address) as channel:
+        async with stage_server() as (address, _), open_channel(address) as channel:
             stub = stage_service_pb2_grpc.StageServiceStub(channel)
             request = pb.ProfileLayersRequest(model=directory, schemes=["w16"], is_fresh=is_fresh)
             profiles.append([response.point async for response in stub.ProfileLayers(request)])
