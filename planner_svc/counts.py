@@ -51,7 +51,7 @@ def counts_bound_s(problem: AssignmentProblem) -> float:
         problem: One that fits (`AssignmentProblem.fits`).
     """
     data = ProgramData.of(problem)
-    solver = _solved(_Program(problem, data, _coarse_kinds(problem.omega)).model(is_relaxed=True), {})
+    solver = solved(CountsProgram(problem, data, coarse_kinds(problem.omega)).model(is_relaxed=True), {})
     if solver.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
         return inf
     is_optimal = solver.getModelStatus() == highspy.HighsModelStatus.kOptimal
@@ -74,7 +74,7 @@ def solve_counts(
     if cutoff_s < inf:
         options["objective_bound"] = cutoff_s / data.unit_s
     kinds = np.unique(problem.omega, axis=0, return_counts=True)
-    solver = _solved(_Program(problem, data, kinds).model(is_relaxed=False), options)
+    solver = solved(CountsProgram(problem, data, kinds).model(is_relaxed=False), options)
     status, info = solver.getModelStatus(), solver.getInfo()
     if status == highspy.HighsModelStatus.kInfeasible:
         return CountsSolution(None, cutoff_s, is_final=True)
@@ -87,7 +87,8 @@ def solve_counts(
     return CountsSolution(np.rint(values).reshape(problem.num_stages, -1), bound_s, is_final)
 
 
-def _solved(model: highspy.HighsLp, options: Mapping[str, float]) -> highspy.Highs:
+def solved(model: highspy.HighsLp, options: Mapping[str, float]) -> highspy.Highs:
+    """HiGHS after solving a model, quietly and in one thread."""
     solver = highspy.Highs()  # type: ignore[no-untyped-call]  # it ships no types
     solver.setOptionValue("output_flag", False)
     solver.setOptionValue("threads", 1)
@@ -98,7 +99,7 @@ def _solved(model: highspy.HighsLp, options: Mapping[str, float]) -> highspy.Hig
     return solver
 
 
-def _coarse_kinds(omega: Floats) -> Kinds:
+def coarse_kinds(omega: Floats) -> Kinds:
     """At most `_MAX_KINDS` kinds of layers, none of which costs more than any layer that it stands for.
 
     Neighbours in the order of what they cost stand together, so little is lost. Where layers may not have every scheme,
@@ -112,8 +113,14 @@ def _coarse_kinds(omega: Floats) -> Kinds:
     return np.array([omega[group].min(axis=0) for group in groups]), np.array([len(group) for group in groups])
 
 
-class _Program:
-    """Columns are n (N*K), z (R*K), the slowest server in prefill and in decode, and the end of decoding."""
+class CountsProgram:
+    """Columns are n (N*K), z (R*K), the slowest server in prefill and in decode, and the end of decoding.
+
+    Attributes:
+        slowest: Columns of the slowest server, in prefill and in decode.
+        time_rows: The first of the rows of stage times in prefill, and in decode.
+        loop_rows: The first of the two rows, server and latency, of `timeline.closed_loop_s`.
+    """
 
     def __init__(self, problem: AssignmentProblem, data: ProgramData, kinds: Kinds) -> None:
         self._problem, self._data = problem, data
@@ -121,6 +128,7 @@ class _Program:
         self._num_counts, self._num_choices = data.max_count.size, self._kinds.size
         self._slowest_prefill = self._num_counts + self._num_choices
         self._slowest_decode, self._decode_end = self._slowest_prefill + 1, self._slowest_prefill + 2
+        self.slowest = self._slowest_prefill, self._slowest_decode
         self._rows: list[tuple[Floats, float, float]] = []
 
     def model(self, *, is_relaxed: bool) -> highspy.HighsLp:
@@ -170,6 +178,7 @@ class _Program:
     def _time_stages(self) -> None:
         """T_max >= OUTSIDE[j] + Sum_k n[j,k] * LAYER[j,k], in both phases; links are lower bounds of T_max."""
         data = self._data
+        self.time_rows = len(self._rows), len(self._rows) + self._problem.num_stages
         for slowest, layer, outside in (
             (self._slowest_prefill, data.layer_prefill, data.outside_prefill),
             (self._slowest_decode, data.layer_decode, data.outside_decode),
@@ -183,6 +192,7 @@ class _Program:
     def _close_the_loop(self) -> None:
         """E >= SERVER_WEIGHTS * (T_sum, T_max);  E >= LATENCY_WEIGHTS * (T_sum, T_max): `timeline.closed_loop_s`."""
         fixed = self._data.outside_decode.sum() + self._data.link_decode.sum()
+        self.loop_rows = len(self._rows)
         for of_sum, of_slowest in (self._data.server_weights, self._data.latency_weights):
             row = self._row()
             row[: self._num_counts] = -of_sum * self._data.layer_decode

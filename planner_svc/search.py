@@ -2,13 +2,14 @@
 
 A candidate enters with a bound that costs microseconds (`SearchSpace.objective_bounds_s`) and comes back with that of
 the relaxed counts program, which costs about a millisecond. While it is still the most promising one, it is looked at
-more closely, with more time from look to look: by the counts program, and where layers are unlike by the full program.
+more closely, with more time from look to look: by branch and bound over splits, or where a limit on quality or time or
+the size of the problem rules that out, by the counts program, and where layers are unlike by the full program.
 The search ends when no candidate is left that could improve on the incumbent by more than the optimality gap that the
 options allow.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from math import inf
@@ -17,8 +18,10 @@ from llmpq.plan import Plan
 from planner_svc.assignment import AssignmentProblem, Floats
 from planner_svc.counts import counts_bound_s, solve_counts
 from planner_svc.infeasible import explain
-from planner_svc.milp import Assignment, AssignmentModel, cheapest_assignment
+from planner_svc.milp import Assignment, AssignmentModel, Solution, cheapest_assignment
+from planner_svc.segment_losses import SegmentLosses
 from planner_svc.space import SearchSpace
+from planner_svc.splits import solve_splits
 from planner_svc.transfer import Transfer
 
 #: Improvements that arithmetic cannot tell from none, as a share of the objective.
@@ -63,6 +66,8 @@ class Search:
         self._deadline = deadline
         self._on_progress = on_progress
         self._models: dict[int, AssignmentModel] = {}
+        self._losses = SegmentLosses(space.omega)
+        self._beyond_splits: set[int] = set()  # candidates that are left to the programs
         self._bounded: list[tuple[float, int]] = []  # heap of (bound, number of the candidate)
         self._relaxed: list[tuple[float, int, int]] = []  # heap of (bound, number, close looks so far)
         self._relaxed_bounds_s: dict[bytes, float] = {}
@@ -147,21 +152,34 @@ class Search:
         limit_s = min(_FIRST_LOOK_S * _LOOK_FACTOR**num_looks, _LONGEST_LOOK_S)
         limit_s = min(limit_s, max(self._deadline - time.monotonic(), 0.0))
         limits = {"time_limit_s": limit_s, "cutoff_s": self._cutoff_s, "relative_gap": self._solve_gap}
-        if problem.has_like_layers or (num_looks == 0 and problem.is_allowed.all()):
-            found = solve_counts(problem, **limits)
-            assignment = None if found.counts is None else self._assigned(problem, found.counts)
-            reached_s, is_final = found.bound_s, found.is_final and problem.has_like_layers
-        else:
-            solution = self._model(problem).solve(problem, **limits)
-            assignment, reached_s, is_final = solution.assignment, solution.bound_s, solution.is_final
-        bound_s = max(bound_s, reached_s)
-        if assignment is not None:
-            self._keep(self._space.plan(self._space.candidates[number], assignment, "llm-pq"))
-        if not is_final and bound_s < self._cutoff_s:
+        solution = self._split(problem, number, limits)
+        if solution is None:
+            solution = self._solve(problem, limits, is_first=num_looks == 0)
+        bound_s = max(bound_s, solution.bound_s)
+        if solution.assignment is not None:
+            self._keep(self._space.plan(self._space.candidates[number], solution.assignment, "llm-pq"))
+        if not solution.is_final and bound_s < self._cutoff_s:
             heappush(self._relaxed, (bound_s, number, num_looks + 1))
             return
         self._closed_bound_s = min(self._closed_bound_s, bound_s)
-        self._is_any_undecided |= assignment is None and bound_s < self._cutoff_s
+        self._is_any_undecided |= solution.assignment is None and bound_s < self._cutoff_s
+
+    def _split(self, problem: AssignmentProblem, number: int, limits: Mapping[str, float]) -> Solution | None:
+        """What branch and bound over splits comes to; None where it does not apply or has done what it can."""
+        if number in self._beyond_splits or self._space.has_limits:
+            return None
+        solution = solve_splits(problem, self._losses, **limits)
+        if solution is None or solution.is_final:
+            self._beyond_splits.add(number)
+        return solution and replace(solution, is_final=False)  # the programs have the last word
+
+    def _solve(self, problem: AssignmentProblem, limits: Mapping[str, float], *, is_first: bool) -> Solution:
+        """What the programs come to."""
+        if not problem.has_like_layers and not (is_first and problem.is_allowed.all()):
+            return self._model(problem).solve(problem, **limits)
+        found = solve_counts(problem, **limits)
+        assignment = None if found.counts is None else self._assigned(problem, found.counts)
+        return Solution(assignment, found.bound_s, found.is_final and problem.has_like_layers)
 
     def _assigned(self, problem: AssignmentProblem, counts: Floats) -> Assignment | None:
         """An assignment with these counts or better ones; None if the quality budget does not admit it."""
