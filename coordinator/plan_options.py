@@ -34,12 +34,14 @@ def check_plan_options(options: PlanOptions) -> None:
             raise _out_of_range(name, f"{value} is not a number from 0 up")
 
 
-def check_layer_schemes(options: PlanOptions, shape: ModelShape) -> None:
-    """Refuses schemes for more or fewer layers than the model has.
+def check_layers(options: PlanOptions, shape: ModelShape) -> None:
+    """Refuses schemes for more or fewer layers than the model has, and groups that its layers cannot be cut into.
 
     Raises:
         InvalidInputError: Says how many there are and how many there must be.
     """
+    if shape.num_layers % (options.layers_per_group or 1):
+        raise _out_of_range("layers_per_group", f"{options.layers_per_group} does not divide {shape.num_layers} layers")
     num_given = len(options.layer_schemes)
     if num_given not in {0, shape.num_layers}:
         raise _out_of_range("layer_schemes", f"{num_given} schemes for a model of {shape.num_layers} layers")

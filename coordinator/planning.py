@@ -11,7 +11,7 @@ from coordinator.fidelity import FidelityMeter
 from coordinator.link_profiling import LinkProfiler
 from coordinator.links import PlanProgress, create_plan
 from coordinator.omega import REFERENCE_SCHEME
-from coordinator.plan_options import check_layer_schemes
+from coordinator.plan_options import check_layers
 from coordinator.profiling import DeviceProfiler, ProfiledModel
 from coordinator.rating import LayerRater
 from coordinator.results import ResultRouter
@@ -189,7 +189,7 @@ class Planning:
         work = await asyncio.to_thread(_as_stored, work)
         usable = _usable(members, work.options)
         shape = await asyncio.to_thread(read_shape, work.model)
-        check_layer_schemes(work.options, shape)  # before minutes of measuring
+        check_layers(work.options, shape)  # before minutes of measuring
         profiled = ProfiledModel(work.model, shape, work.options.effective_group_size)
         profiles = await self._profiler.profiles(usable, profiled, report)
         schemes = sorted({scheme for member in profiles for scheme in usable[member]})

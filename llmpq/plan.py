@@ -84,6 +84,7 @@ class PlanOptions:
     optimality_gap: float | None = None
     objective: str = ""
     deadline_s: float = 0.0
+    layers_per_group: int = 0
 
     @property
     def effective_objective(self) -> str:

@@ -63,6 +63,7 @@ class SearchSpace:
                 reason="NO_USABLE_SCHEME",
                 subject="problem.options.allowed_schemes",
             )
+        self._layers_per_row = max(self.options.layers_per_group, 1)
         self.omega = self._omega()
         group_size = self.options.effective_group_size
         weight_bytes = [layer_bytes(cost.shape, _precision(scheme, group_size)) for scheme in self.schemes]
@@ -90,6 +91,11 @@ class SearchSpace:
         return [time_s + loss_s for time_s in self._time_bounds_s]
 
     @property
+    def num_rows(self) -> int:
+        """What assignments are made of: layers, or groups of layers."""
+        return len(self.omega)
+
+    @property
     def has_limits(self) -> bool:
         """Whether plans that fit the memory may be refused all the same."""
         return self.options.quality_budget is not None or bool(self.options.deadline_s)
@@ -110,7 +116,7 @@ class SearchSpace:
                 kinds.append([device_id])
             else:
                 alike.append(device_id)
-        most = min(len(usable), self.cost.shape.num_layers)
+        most = min(len(usable), self.num_rows)
         fewest = most if self.options.use_all_devices else 1
         selections = (order for size in range(most, fewest - 1, -1) for order in _selections(kinds, size))
         some = list(islice(selections, MAX_ORDERS + 1))
@@ -158,7 +164,7 @@ class SearchSpace:
         group_size = self.options.effective_group_size
         stages, first_layer = [], 0
         for device_id, numbers in zip(candidate.order, assignment, strict=True):
-            layers = tuple(_precision(self.schemes[number], group_size) for number in numbers)
+            layers = tuple(_precision(self.schemes[number], group_size) for number in self._by_layer(numbers))
             stages.append(StagePlan(device_id, first_layer, layers))
             first_layer += len(layers)
         setting = candidate.setting
@@ -192,9 +198,14 @@ class SearchSpace:
         allowed = self.options.usable_schemes or tuple(SCHEMES)
         return self.cost.latencies[device_id].schemes & set(description.schemes) & set(allowed)
 
+    def _by_layer(self, numbers: Sequence[int]) -> Iterator[int]:
+        """The scheme of each layer, of the schemes of a stage's layers or groups."""
+        return (number for number in numbers for _ in range(self._layers_per_row))
+
     def _omega(self) -> Floats:
-        """(layers, schemes) omega, infinite where the options give the layer another scheme."""
+        """(layers or groups, schemes) omega, infinite where the options give the layer another scheme."""
         omega = omega_matrix(self.cost.problem.sensitivities, self.cost.shape.num_layers, self.schemes)
+        omega = np.asarray(omega.reshape(-1, self._layers_per_row, len(self.schemes)).sum(axis=1))
         given = np.array(self.options.layer_schemes)
         if not given.size:
             return omega
@@ -219,20 +230,21 @@ class SearchSpace:
         max_prefill_tokens = self.cost.max_prefill_tokens(order, setting)
         schedule = self._pricing.schedule(setting, max_prefill_tokens)
         price = self.cost.usd_per_s(order) if objective == "cost" else 1.0
+        per_row = self._layers_per_row
         last = len(order) - 1
         stages = [
             self._pricing.stage(device_id, setting, max_prefill_tokens, is_first=number == 0, is_last=number == last)
             for number, device_id in enumerate(order)
         ]
         return AssignmentProblem(
-            layer_prefill_s=price * np.array([stage.layer_prefill_s for stage in stages]),
-            layer_decode_s=price * np.array([stage.layer_decode_s for stage in stages]),
+            layer_prefill_s=price * per_row * np.array([stage.layer_prefill_s for stage in stages]),
+            layer_decode_s=price * per_row * np.array([stage.layer_decode_s for stage in stages]),
             outside_prefill_s=price * np.array([stage.outside_prefill_s for stage in stages]),
             outside_decode_s=price * np.array([stage.outside_decode_s for stage in stages]),
             link_prefill_s=price * self._link_s(order, schedule.prefill_load),
             link_decode_s=price * self._link_s(order, schedule.decode_load),
             deadline_s=price * self.options.deadline_s if self.options.deadline_s else None,
-            layer_bytes=np.array([stage.layer_bytes for stage in stages]),
+            layer_bytes=per_row * np.array([stage.layer_bytes for stage in stages]),
             capacity_bytes=np.array([stage.capacity_bytes for stage in stages]),
             omega=self.omega,
             theta_s=theta_s,

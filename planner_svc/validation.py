@@ -154,14 +154,17 @@ def _check_options(options: PlanOptions, num_devices: int, num_layers: int) -> N
     _require(not options.deadline_s or objective == "cost", f"{field}.deadline_s", "needs the objective cost")
     _check_schemes(options.allowed_schemes, f"{field}.allowed_schemes")
     _check_layer_schemes(options, num_layers)
+    _check_layer_groups(options, num_layers)
     known = ", ".join(map(str, GROUP_SIZES))
     size = options.effective_group_size
     _require(size in GROUP_SIZES, f"{field}.group_size", f"is {size}; it can be {known}")
     _in_range(options.prefill_micro_batch, 0, MAX_REQUESTS, f"{field}.prefill_micro_batch")
     _in_range(options.decode_micro_batch, 0, MAX_REQUESTS, f"{field}.decode_micro_batch")
     _in_range(options.num_lanes, 0, MAX_LANES, f"{field}.num_lanes")
-    fits = not options.use_all_devices or num_devices <= num_layers
-    _require(fits, f"{field}.use_all_devices", f"cannot be met: {num_devices} devices, {num_layers} layers")
+    num_groups = num_layers // (options.layers_per_group or 1)
+    fits = not options.use_all_devices or num_devices <= num_groups
+    what = "layers" if num_groups == num_layers else "groups of layers"
+    _require(fits, f"{field}.use_all_devices", f"cannot be met: {num_devices} devices, {num_groups} {what}")
 
 
 def _check_layer_schemes(options: PlanOptions, num_layers: int) -> None:
@@ -169,6 +172,13 @@ def _check_layer_schemes(options: PlanOptions, num_layers: int) -> None:
     _check_schemes(given, field)
     _require(len(given) in {0, num_layers}, field, f"has {len(given)} schemes; the model has {num_layers} layers")
     _require(not (given and options.allowed_schemes), field, "leaves nothing to choose; leave out allowed_schemes")
+
+
+def _check_layer_groups(options: PlanOptions, num_layers: int) -> None:
+    field, size = "problem.options.layers_per_group", options.layers_per_group
+    _in_range(size, 0, num_layers, field)
+    _require(num_layers % (size or 1) == 0, field, f"is {size}, which does not divide {num_layers} layers")
+    _require(size <= 1 or not options.layer_schemes, field, "has no meaning where each layer's scheme is given")
 
 
 def _check_micro_batch(problem: PlanningProblem, max_payload_bytes: int) -> None:

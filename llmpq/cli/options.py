@@ -154,6 +154,7 @@ def plan_options(
     objective: str = "",
     deadline_s: float = 0.0,
     time_limit_s: float = 0.0,
+    layers_per_group: int = 0,
 ) -> PlanOptions:
     """The options that the flags ask for; a mesh started for the call uses all the stages that were asked for.
 
@@ -182,6 +183,7 @@ def plan_options(
         objective=objective,
         deadline_s=deadline_s,
         time_limit_s=time_limit_s,
+        layers_per_group=layers_per_group,
     )
 
 

@@ -58,6 +58,10 @@ def plan(
         float,
         typer.Option("--time-limit", min=0, metavar="SECONDS", help="Time to search; 0 is the planner's default."),
     ] = 0.0,
+    layers_per_group: Annotated[
+        int,
+        typer.Option(min=0, max=_MOST, help="Layers that share stage and precision: coarser, but planned sooner."),
+    ] = 0,
     coordinator: options.Coordinator = "",
     stages: options.Stages = None,
     cluster: Annotated[
@@ -147,6 +151,7 @@ def plan(
         objective=objective,
         deadline_s=deadline_s,
         time_limit_s=time_limit_s,
+        layers_per_group=layers_per_group,
     )
     if cluster:
         if coordinator or stages:

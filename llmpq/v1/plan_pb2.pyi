@@ -482,6 +482,7 @@ class PlanOptions(_message.Message):
     OPTIMALITY_GAP_FIELD_NUMBER: _builtins.int
     OBJECTIVE_FIELD_NUMBER: _builtins.int
     DEADLINE_S_FIELD_NUMBER: _builtins.int
+    LAYERS_PER_GROUP_FIELD_NUMBER: _builtins.int
     quality_weight: _builtins.float
     """Weight theta in seconds per unit of omega: the objective is time + theta * sum(omega)."""
     quality_budget: _builtins.float
@@ -519,6 +520,10 @@ class PlanOptions(_message.Message):
     """
     deadline_s: _builtins.float
     """Longest time of the batch in seconds where cost is the objective; 0 means none."""
+    layers_per_group: _builtins.int
+    """So many consecutive layers go to a stage, and take a precision, together: a coarser problem that is solved sooner. Must
+    divide the model's layers, and leaves no room for `layer_schemes`; 0 and 1 leave every layer on its own.
+    """
     @_builtins.property
     def allowed_schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Precisions that may be used; empty means all that a device can run."""
@@ -552,10 +557,11 @@ class PlanOptions(_message.Message):
         optimality_gap: _builtins.float | None = ...,
         objective: _builtins.str = ...,
         deadline_s: _builtins.float = ...,
+        layers_per_group: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_optimality_gap", b"_optimality_gap", "group_size", b"group_size", "optimality_gap", b"optimality_gap", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_optimality_gap", b"_optimality_gap", "allowed_schemes", b"allowed_schemes", "deadline_s", b"deadline_s", "decode_micro_batch", b"decode_micro_batch", "group_size", b"group_size", "indicator", b"indicator", "layer_schemes", b"layer_schemes", "num_lanes", b"num_lanes", "objective", b"objective", "optimality_gap", b"optimality_gap", "prefill_micro_batch", b"prefill_micro_batch", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding", "strategy", b"strategy", "time_limit_s", b"time_limit_s", "use_all_devices", b"use_all_devices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_optimality_gap", b"_optimality_gap", "allowed_schemes", b"allowed_schemes", "deadline_s", b"deadline_s", "decode_micro_batch", b"decode_micro_batch", "group_size", b"group_size", "indicator", b"indicator", "layer_schemes", b"layer_schemes", "layers_per_group", b"layers_per_group", "num_lanes", b"num_lanes", "objective", b"objective", "optimality_gap", b"optimality_gap", "prefill_micro_batch", b"prefill_micro_batch", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding", "strategy", b"strategy", "time_limit_s", b"time_limit_s", "use_all_devices", b"use_all_devices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__group_size: _TypeAlias = _typing.Literal["group_size"]  # noqa: Y015
     _WhichOneofArgType__group_size: _TypeAlias = _typing.Literal["_group_size", b"_group_size"]  # noqa: Y015

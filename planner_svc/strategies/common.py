@@ -60,8 +60,8 @@ def halvings(largest: int) -> Iterator[int]:
 
 
 def all_devices(space: SearchSpace) -> Order:
-    """The devices in the order given, no more than there are layers."""
-    return tuple(device_id for device_id, schemes in space.usable.items() if schemes)[: space.cost.shape.num_layers]
+    """The devices in the order given, no more than there are layers or groups of them."""
+    return tuple(device_id for device_id, schemes in space.usable.items() if schemes)[: space.num_rows]
 
 
 def within_budget(space: SearchSpace, plan: Plan) -> Plan:
@@ -97,7 +97,7 @@ def _choices(space: SearchSpace) -> list[tuple[str, ...]]:
     usable = [schemes for schemes in space.usable.values() if schemes]
     common = [scheme for scheme in SCHEMES if all(scheme in schemes for schemes in usable)]
     precise = [scheme for scheme in common if not (scheme == "w8a8" and "w8" in common)]
-    return [(scheme,) * space.cost.shape.num_layers for scheme in precise]
+    return [(scheme,) * space.num_rows for scheme in precise]
 
 
 def _runs(space: SearchSpace, order: Order, assignment: Assignment) -> bool:

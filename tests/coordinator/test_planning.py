@@ -94,6 +94,16 @@ async def test_another_precision_than_the_stored_one_is_refused(
     assert refused.value.reason == "STORED_PRECISION"
 
 
+@pytest.mark.parametrize("options", [PlanOptions(layer_schemes=("w4",)), PlanOptions(layers_per_group=97)], ids=str)
+async def test_layers_are_counted_before_anything_is_measured(bench: Bench, options: PlanOptions) -> None:
+    """Schemes for some layers only, and groups that the layers cannot be cut into, are refused; nobody profiles."""
+    async with bench.running():
+        stage = await bench.add_stage("a")
+        with pytest.raises(InvalidInputError, match="layers"):
+            await bench.client.preview_plan(bench.model, WORKLOAD, plan_options=options)
+    assert stage.num_profiled == 0
+
+
 async def test_each_thing_is_measured_once(bench: Bench) -> None:
     """Profiles are shared by devices alike, and profiles and sensitivities outlive the coordinator."""
     async with bench.running():

@@ -63,13 +63,14 @@ def exhaustive_s(space: SearchSpace) -> float:
     return min(_exhaustive_s(space.problem(candidate)) for candidate in space.candidates)
 
 
-def _exhaustive_s(problem: AssignmentProblem) -> float:
+def _exhaustive_s(problem: AssignmentProblem, layers_per_group: int = 1) -> float:
     layers = np.arange(problem.num_layers)
-    schemes = np.array(list(product(range(problem.num_schemes), repeat=problem.num_layers)))
+    num_groups = problem.num_layers // layers_per_group
+    schemes = np.array(list(product(range(problem.num_schemes), repeat=num_groups))).repeat(layers_per_group, axis=1)
     losses = problem.omega[layers, schemes].sum(axis=1)
     one_hot = np.eye(problem.num_schemes)[schemes]
     best_s = np.inf
-    for cuts in combinations(range(1, problem.num_layers), problem.num_stages - 1):
+    for cuts in combinations(range(layers_per_group, problem.num_layers, layers_per_group), problem.num_stages - 1):
         ends = (0, *cuts, problem.num_layers)
         counts = np.stack([one_hot[:, first:end].sum(axis=1) for first, end in pairwise(ends)], axis=1)
         best_s = min(best_s, float(problem.objectives_s(counts, losses).min()))
@@ -85,6 +86,33 @@ def test_nothing_better_exists(first_seed: int) -> None:
         best_s = exhaustive_s(space)
         try:
             found_s = space.objective_s(PLANNER.create(problem))
+        except PreconditionError:
+            found_s = np.inf
+        assert found_s == pytest.approx(best_s, rel=1e-6), seed
+
+
+@pytest.mark.parametrize("layers_per_group", [2, 3])
+def test_groups_of_layers_stay_together(layers_per_group: int) -> None:
+    """The plan is the best of those in which the layers of a group share stage and precision; each counts in full."""
+    for seed in range(6):
+        problem = random_instance(seed)
+        problem = replace(problem, shape=replace(problem.shape, num_layers=6), sensitivities=())
+        rng = np.random.default_rng(seed)
+        sensitivities = tuple(
+            LayerSensitivity(layer, name, damage * float(share))
+            for layer, share in enumerate(rng.dirichlet(np.ones(6)))
+            for name, damage in (("w8", 0.01), ("w8a8", 0.02), ("w4", 1.0), ("w3", 4.0))
+        )
+        problem = replace(problem, sensitivities=sensitivities)
+        space = SearchSpace(CostModel(problem, MAX_PAYLOAD_BYTES))
+        best_s = min(
+            _exhaustive_s(space.problem(candidate), layers_per_group)
+            for candidate in space.candidates
+            if len(candidate.order) <= 6 // layers_per_group
+        )
+        grouped = replace(problem, options=replace(problem.options, layers_per_group=layers_per_group))
+        try:
+            found_s = space.objective_s(PLANNER.create(grouped))
         except PreconditionError:
             found_s = np.inf
         assert found_s == pytest.approx(best_s, rel=1e-6), seed

@@ -160,6 +160,10 @@ BAD_INPUT: dict[str, tuple[Callable[[Problem], object], str]] = {
     "no shape": (lambda m: m.ClearField("shape"), "shape"),
     "unknown scheme": (lambda m: m.options.allowed_schemes.append("w5"), "problem.options.allowed_schemes"),
     "schemes for some layers": (lambda m: m.options.layer_schemes.append("w4"), "problem.options.layer_schemes"),
+    "groups that do not divide": (
+        lambda m: setattr(m.options, "layers_per_group", 4),
+        "problem.options.layers_per_group",
+    ),
     "unknown strategy": (lambda m: setattr(m.options, "strategy", "magic"), "problem.options.strategy"),
     "odd group size": (lambda m: setattr(m.options, "group_size", 48), "problem.options.group_size"),
     "NaN weight": (lambda m: setattr(m.options, "quality_weight", float("nan")), "problem.options.quality_weight"),
