@@ -1,5 +1,6 @@
 """Text to token ids and back, as the model's own tokenizer has it."""
 
+import json
 import secrets
 import threading
 from array import array
@@ -8,23 +9,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-# transformers and optimum import their parts when they are first asked for, which fails if two threads ask at the same
-# time. So what a thread will need is imported here, before there are any: also that for which this module has no use.
-from optimum.utils import NormalizedConfigManager  # noqa: F401
-from transformers import (
-    AutoConfig,  # noqa: F401
-    AutoTokenizer,  # noqa: F401
-    GenerationConfig,
-    LlamaConfig,  # noqa: F401
-    OPTConfig,  # noqa: F401
-    modeling_gguf_pytorch_utils,  # noqa: F401
-)
-
 from coordinator.openai_requests import LineError, ParsedLine
 from coordinator.requests import Endpoint, Request
+from llmpq.errors import InvalidInputError
 from llmpq.frames import Sampling
-from llmpq.model import ModelFiles, read_config, shape_of
-from llmpq.tokenizer import load_tokenizer
+from llmpq.model import ModelFiles, read_config
+from llmpq.text_tokenizer import TextTokenizer, load_text_tokenizer
 
 #: max_tokens of lines that set none, in batches that set none either; 16 is OpenAI's.
 DEFAULT_MAX_TOKENS = {Endpoint.COMPLETIONS: 16, Endpoint.CHAT_COMPLETIONS: 256}
@@ -41,13 +31,13 @@ class ModelTokenizer:
     """A model's tokenizer and the limits that its configuration sets.
 
     Attributes:
-        tokenizer: The transformers tokenizer.
+        tokenizer: Text to tokens and back.
         stop_ids: Tokens with which the model ends an answer.
         max_positions: Longest sequence, prompt and answer together.
         vocab_size: Rows of the embedding.
     """
 
-    tokenizer: Any
+    tokenizer: TextTokenizer
     stop_ids: frozenset[int]
     max_positions: int
     vocab_size: int
@@ -65,11 +55,11 @@ class ModelTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special ones that the tokenizer adds; whoever asks checks the length."""
-        return list(self.tokenizer(text, verbose=False)["input_ids"])
+        return self.tokenizer.encode(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, without special ones."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        return self.tokenizer.decode(tokens)
 
     def request(self, line: ParsedLine, line_number: int, default_max_tokens: int) -> Request:
         """The request of a well-formed line. A seed is drawn where the line has none and needs one.
@@ -110,12 +100,11 @@ class ModelTokenizer:
             message = "The model has no chat template: use /v1/completions, or give it a chat_template.jinja."
             raise LineError("no_chat_template", message, "body.messages")
         try:
-            text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+            text = self.tokenizer.render_chat(messages)
         except Exception as error:  # a template is a program of the model's author: it raises what it likes
             message = f"body.messages: the model's chat template refuses them: {error}."
             raise LineError("invalid_value", message, "body.messages") from error
-        tokens: Sequence[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has them
-        return tokens
+        return self.tokenizer.encode(text, adds_special_tokens=False)  # the template has them
 
     def _token_limit(self, line: ParsedLine, prompt_tokens: int, default_max_tokens: int) -> int:
         """max_tokens of the request; where nobody set one, the default as far as the context allows."""
@@ -138,18 +127,22 @@ def _loaded(model: str, fingerprint: str) -> ModelTokenizer:  # noqa: ARG001 key
     """Loads a tokenizer; for a GGUF file that takes seconds, and submission, batch and calibration all want it."""
     config = read_config(model)
     files = ModelFiles.locate(model)
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_text_tokenizer(model)
     declared = _generation_eos(files)
     stop_ids = {*_ids(declared if declared is not None else config.eos_token_id), *_ids(tokenizer.eos_token_id)}
-    shape = shape_of(config)
-    return ModelTokenizer(tokenizer, frozenset(stop_ids), shape.max_positions, shape.vocab_size)
+    return ModelTokenizer(tokenizer, frozenset(stop_ids), config.shape.max_positions, config.shape.vocab_size)
 
 
 def _generation_eos(files: ModelFiles) -> int | list[int] | None:
     """eos_token_id of generation_config.json, if the model has one; a GGUF file has none."""
-    if not (files.directory / "generation_config.json").is_file() or files.gguf:
+    path = files.directory / "generation_config.json"
+    if files.gguf or not path.is_file():
         return None
-    declared: int | list[int] | None = GenerationConfig.from_pretrained(str(files.directory)).eos_token_id
+    try:
+        declared: int | list[int] | None = json.loads(path.read_bytes()).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        message = f"File '{path}' is damaged: {error}."
+        raise InvalidInputError(message, reason="DAMAGED_FILE", subject=str(path)) from error
     return declared
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from llmpq.errors import InvalidInputError, NotFoundError
 from llmpq.families import KNOWN_FAMILIES, linear_names, traits_of
 from llmpq.hub import HubModel, fetch_small_files
+from llmpq.made_once import made_once
+from llmpq.model_config import ModelConfig, plain_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -149,8 +151,8 @@ def pinned(model: str) -> str:
     return str(hub) if hub else model
 
 
-def read_config(model: str) -> "PretrainedConfig":
-    """Reads a model's configuration.
+def read_config(model: str) -> ModelConfig:
+    """Reads a model's configuration, without transformers if this host has read it before.
 
     Raises:
         NotFoundError: No such model.
@@ -162,9 +164,14 @@ def read_config(model: str) -> "PretrainedConfig":
 
 
 @lru_cache(maxsize=4)
-def _read_config(model: str, files: ModelFiles, fingerprint: str) -> "PretrainedConfig":  # noqa: ARG001 keys the cache
+def _read_config(model: str, files: ModelFiles, fingerprint: str) -> ModelConfig:
     """Kept, because stages and coordinator ask several times for one load."""
-    from transformers import AutoConfig  # noqa: PLC0415 takes a second, and most processes never need it
+    kept = made_once("configurations", fingerprint, lambda: _plain_config(model, files))
+    return ModelConfig(kept["fields"], kept["aliases"], ModelShape(**kept["shape"]))
+
+
+def _plain_config(model: str, files: ModelFiles) -> dict[str, Any]:
+    from transformers import AutoConfig  # noqa: PLC0415 takes seconds, and most processes never need it
 
     try:
         if not files.gguf:
@@ -172,11 +179,12 @@ def _read_config(model: str, files: ModelFiles, fingerprint: str) -> "Pretrained
         config: PretrainedConfig = (
             _gguf_config(files) if files.gguf else AutoConfig.from_pretrained(str(files.directory))
         )
+        config = config.text_config if config.model_type == _WITH_VISION else config
+        return plain_config(config, shape_of(config))
     except InvalidInputError:
         raise
     except Exception as error:  # a damaged file makes the parsers below raise anything
         raise _wrong_configuration(model, " ".join(f"{type(error).__name__}: {error}".split())) from error
-    return config.text_config if config.model_type == _WITH_VISION else config
 
 
 def _check_family(model: str, path: Path) -> None:
@@ -208,7 +216,7 @@ def _gguf_config(files: ModelFiles) -> "PretrainedConfig":
 
 def read_shape(model: str) -> ModelShape:
     """Reads a model's dimensions; raises as `read_config`, also for dimensions that no model can have."""
-    shape = shape_of(read_config(model))
+    shape = read_config(model).shape
     absurd = [f"{field} is {getattr(shape, field)}" for field in _AT_LEAST_ONE if getattr(shape, field) < 1]
     if not absurd and shape.num_heads % shape.num_kv_heads:
         absurd = [f"{shape.num_kv_heads} key/value heads do not divide {shape.num_heads} heads"]

@@ -7,7 +7,7 @@ from llmpq.errors import InvalidInputError
 from llmpq.families import linear_names
 from llmpq.formats import StoredLinear, quantization_of
 from llmpq.formats.stored import unsupported
-from llmpq.model import read_config, shape_of
+from llmpq.model import read_config
 from llmpq.plan import NEAREST, LayerPrecision, PlanOptions
 from llmpq.schemes import SCHEMES
 
@@ -30,7 +30,7 @@ def read_stored_layers(model: str) -> tuple[LayerPrecision, ...]:
         raise unsupported("quantization_config", f"that '{_HEAD}' is quantized, which it does not ignore")
     names = linear_names(config.model_type)
     layers = []
-    for index in range(shape_of(config).num_layers):
+    for index in range(config.shape.num_layers):
         modules = [names.layer.format(index) + module for module in names.all]
         layers.append(_common({module: quantization.of(module) for module in modules}))
     _check_alike([stored for stored in layers if stored is not None])

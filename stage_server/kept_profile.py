@@ -6,12 +6,13 @@ from contextlib import suppress
 import torch
 
 from llmpq.cache_dir import cache_directory
+from llmpq.code_digest import code_digest
 from llmpq.device import LatencyPoint
 from llmpq.measurements import MeasurementCache
 from llmpq.model import ModelFiles
 from quantizer.kernel_choice import device_identity
-from stage_server.code_digest import code_digest
 from stage_server.device import ComputeDevice
+from stage_server.layer_cache import CODE
 
 
 class KeptProfile:
@@ -34,7 +35,7 @@ class KeptProfile:
             "device": device_identity(device.torch_device),
             "compute_dtype": str(device.compute_dtype),
             "torch": torch.__version__,
-            "code": code_digest(),
+            "code": code_digest(*CODE),
             "schemes": list(schemes),
             "group_size": group_size,
         }

@@ -9,20 +9,26 @@ need not even be there.
 import hashlib
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 import structlog
 import torch
 
+import quantizer
+import stage_server
 from llmpq.cache_dir import cache_directory, cache_limit_bytes
+from llmpq.code_digest import code_digest
 from llmpq.errors import InvalidInputError, NotFoundError
 from llmpq.plan import LayerPrecision, Rounding
 from llmpq.schemes import SCHEMES
-from stage_server.code_digest import code_digest
 from stage_server.layer_file import read_layer, write_layer
 from stage_server.lru_directory import LruDirectory
 from stage_server.source import SourceLayer
 
 log = structlog.get_logger(__name__)
+
+#: The packages that calibrate, round and compute.
+CODE = (Path(quantizer.__file__), Path(stage_server.__file__))
 
 
 class LayerCache:
@@ -47,7 +53,7 @@ class LayerCache:
         self._files = LruDirectory(cache_directory() / "rounded", cache_limit_bytes())
         self._rounding = rounding
         calibration = (samples, compute_dtype) if rounding.needs_calibration else None
-        self._subject = repr((fingerprint, rounding, calibration, code_digest()))
+        self._subject = repr((fingerprint, rounding, calibration, code_digest(*CODE)))
         self._shapes = dict(shapes)
 
     def keeps(self, precision: LayerPrecision) -> bool:

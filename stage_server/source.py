@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 
 from llmpq.formats import quantization_of
-from llmpq.model import read_config, shape_of
+from llmpq.model import read_config
 from llmpq.plan import LayerPrecision
 from llmpq.stored_layers import read_stored_layers
 from stage_server import families
@@ -70,7 +70,7 @@ class ModelSource:
     def __init__(self, model: str, report: Callable[[str], None] = lambda _: None) -> None:
         config = read_config(model)
         self.spec: DecoderSpec = families.describe(config)
-        self.shape = shape_of(config)
+        self.shape = config.shape
         self._checkpoint: Checkpoint = open_checkpoint(model, report)
         self._prefix = self._find_prefix()
         self._stored_layers = read_stored_layers(model)

@@ -10,6 +10,8 @@ from llmpq.formats.stored import Layout, Quantization, StoredLinear
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from llmpq.model_config import ModelConfig
+
 __all__ = ["Layout", "Quantization", "StoredLinear", "parse_quantization", "quantization_of"]
 
 _PARSERS: dict[str, Callable[[Mapping[str, Any]], Quantization]] = {
@@ -18,7 +20,7 @@ _PARSERS: dict[str, Callable[[Mapping[str, Any]], Quantization]] = {
 }
 
 
-def quantization_of(config: "PretrainedConfig") -> Quantization | None:
+def quantization_of(config: "PretrainedConfig | ModelConfig") -> Quantization | None:
     """How the linears of a model are stored, by name; None if as plain floats. Raises as `parse_quantization`."""
     fields = getattr(config, "quantization_config", None)
     return parse_quantization(fields) if fields else None

@@ -1,7 +1,6 @@
 """What a checkpoint has beside its weights: configuration, tokenizer, generation settings."""
 
 import shutil
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def write_config(
         dtype: Type of what is not quantized.
         is_tied: Whether the checkpoint has no head of its own.
     """
-    config = deepcopy(read_config(model))
+    config = read_config(model).as_transformers()
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     if quantization is not None:

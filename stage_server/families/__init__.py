@@ -5,15 +5,12 @@ For a new one add a module with a `describe` function and list it here; its size
 """
 
 import math
-from typing import TYPE_CHECKING
 
 from llmpq.errors import InvalidInputError
+from llmpq.model_config import ModelConfig
 from stage_server.activations import ACTIVATIONS
 from stage_server.families import bloom, gemma, llama, opt
 from stage_server.families.spec import DecoderSpec
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 _DESCRIBE = {
     "bloom": bloom.describe,
@@ -31,7 +28,7 @@ _DESCRIBE = {
 __all__ = ["DecoderSpec", "describe"]
 
 
-def describe(config: "PretrainedConfig") -> DecoderSpec:
+def describe(config: ModelConfig) -> DecoderSpec:
     """What one decoder block of a model of one of KNOWN_FAMILIES is, and how the checkpoint names its tensors.
 
     Raises:

@@ -21,7 +21,9 @@ def rotary_of(config: Any, layer_type: str | None = None, *, is_partial: bool = 
     if parameters["rope_type"] != "default":
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: PLC0415 most models do without
 
-        frequencies, scale = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, layer_type=layer_type)
+        frequencies, scale = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](
+            config.as_transformers(), layer_type=layer_type
+        )
         return RotarySpec(frequencies.float(), float(scale))
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     num_rotated = int(head_dim * parameters.get("partial_rotary_factor", 1.0)) if is_partial else head_dim

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from llmpq.families import traits_of
-from llmpq.model import shape_of
 
 
 class NormKind(Enum):
@@ -130,7 +129,7 @@ class DecoderSpec:
 
 def dimensions(config: Any) -> dict[str, Any]:
     """The fields of a spec that say how large the model is, as `llmpq.model` reads them."""
-    shape = shape_of(config)
+    shape = config.shape
     return {
         "num_layers": shape.num_layers,
         "hidden_size": shape.hidden_size,

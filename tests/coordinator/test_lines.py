@@ -5,7 +5,7 @@ import shutil
 from array import array
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from mesh import completion
@@ -18,6 +18,7 @@ from coordinator.validation import ValidatedLines, validate
 from llmpq.batch import BatchOptions
 from llmpq.frames import Sampling
 from llmpq.schedule.sequence import FinishReason
+from llmpq.text_tokenizer import TextTokenizer
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
@@ -342,11 +343,13 @@ def test_a_whole_surrogate_pair_is_a_character(tokenizer: ModelTokenizer) -> Non
 def test_a_tokenizer_that_fails_on_a_line_fails_no_other(tokenizer: ModelTokenizer) -> None:
     """Whatever the tokenizer raises for a line is the error of that line."""
 
-    def picky(text: str, **options: Any) -> Any:
-        if text == "bad":
-            raise RuntimeError("upset")
-        return tokenizer.tokenizer(text, **options)
+    class Picky:
+        def encode(self, text: str) -> list[int]:
+            if text == "bad":
+                raise RuntimeError("upset")
+            return tokenizer.encode(text)
 
+    picky = cast("TextTokenizer", Picky())
     validated = _validate(replace(tokenizer, tokenizer=picky), completion("a", "bad", 1), completion("b", "good", 1))
 
     assert [request.custom_id for request in validated.requests] == ["b"]
