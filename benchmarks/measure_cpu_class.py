@@ -59,6 +59,7 @@ def _profile(sizes: dict[str, int], cpu_class: str, core: int) -> Iterator[Any]:
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
 
     from llmpq.device import ModelPart  # noqa: PLC0415
+    from llmpq.profile_request import ProfileRequest  # noqa: PLC0415
     from stage_server.config import StageConfig  # noqa: PLC0415
     from stage_server.device import open_device  # noqa: PLC0415
     from stage_server.loader import ModelLoader  # noqa: PLC0415
@@ -70,7 +71,7 @@ def _profile(sizes: dict[str, int], cpu_class: str, core: int) -> Iterator[Any]:
         config = LlamaConfig(**sizes, num_hidden_layers=NUM_LAYERS, vocab_size=512, max_position_embeddings=2048)
         LlamaForCausalLM(config).half().save_pretrained(directory)
         loader = ModelLoader(directory, device.torch_device, device.compute_dtype)
-        profiler = LayerProfiler(loader, device, device.description.schemes, 64)
+        profiler = LayerProfiler(loader, device, ProfileRequest(directory, device.description.schemes, 64))
         shortest: dict[Any, Any] = {}
         for point in profiler.points():
             if point.part is ModelPart.LAYER:

@@ -82,6 +82,7 @@ def stage_loads(
             next_address=addresses[number + 1],
             rounding=plan.rounding,
             samples=calibration,
+            has_int8_kv_cache=plan.has_int8_kv_cache,
         )
         for number, stage in enumerate(plan.stages)
     ]

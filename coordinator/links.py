@@ -2,7 +2,7 @@
 
 from __future__ import annotations  # grpc's classes are generic for type checkers only
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from llmpq.device import LatencyPoint, LinkProfile
 from llmpq.errors import InternalError
 from llmpq.messages import from_message, to_message
 from llmpq.plan import LayerSensitivity, Plan, PlanningProblem
+from llmpq.profile_request import ProfileRequest
 from llmpq.rating import RatingProgress, RatingRequest
 from llmpq.rpc import open_channel, rpc_errors
 from llmpq.rpc.channel import CONTROL_DEADLINE_S
@@ -63,20 +64,11 @@ class StageLink:
         async with open_channel(member.address) as channel:
             yield cls(member, channel)
 
-    async def profile(
-        self,
-        model: str,
-        schemes: Sequence[str],
-        group_size: int,
-        on_progress: OnMeasured,
-        *,
-        is_fresh: bool,
-    ) -> tuple[LatencyPoint, ...]:
+    async def profile(self, request: ProfileRequest, on_progress: OnMeasured) -> tuple[LatencyPoint, ...]:
         """Measures the device on a layer of the model."""
-        request = stage_pb.ProfileLayersRequest(model=model, schemes=schemes, group_size=group_size, is_fresh=is_fresh)
         points = []
         with rpc_errors(self._peer):
-            async for response in self._stub.ProfileLayers(request):
+            async for response in self._stub.ProfileLayers(to_message(request, stage_pb.ProfileLayersRequest)):
                 points.append(from_message(LatencyPoint, response.point))
                 on_progress(response.points_done, response.points_total)
         return tuple(points)

@@ -121,7 +121,7 @@ class Planning:
 
         Args:
             model: A directory or a .gguf file.
-            options: Of these count the group size and the allowed schemes.
+            options: Of these count the group size, the type of the cache and the allowed schemes.
             members: The devices.
             report: Told what is being done.
             is_fresh: Measure again what was measured before.
@@ -182,7 +182,7 @@ class Planning:
         usable = _usable(members, options)
         model = await asyncio.to_thread(pinned, model)
         shape = await asyncio.to_thread(read_shape, model)
-        profiled = ProfiledModel(model, shape, options.effective_group_size)
+        profiled = ProfiledModel(model, shape, options.effective_group_size, options.has_int8_kv_cache)
         return await self._profiler.profiles(usable, profiled, report, is_fresh=is_fresh)
 
     async def _problem(self, work: Work, members: Sequence[Member], report: Report) -> PlanningProblem:
@@ -190,7 +190,8 @@ class Planning:
         usable = _usable(members, work.options)
         shape = await asyncio.to_thread(read_shape, work.model)
         check_layers(work.options, shape)  # before minutes of measuring
-        profiled = ProfiledModel(work.model, shape, work.options.effective_group_size)
+        group_size, has_int8_kv_cache = work.options.effective_group_size, work.options.has_int8_kv_cache
+        profiled = ProfiledModel(work.model, shape, group_size, has_int8_kv_cache)
         profiles = await self._profiler.profiles(usable, profiled, report)
         schemes = sorted({scheme for member in profiles for scheme in usable[member]})
         sensitivities = await self._sensitivities(tuple(profiles), work, schemes, report)

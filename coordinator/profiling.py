@@ -17,6 +17,7 @@ from llmpq.device import DeviceDescription, DeviceProfile, LatencyPoint, Phase
 from llmpq.errors import UnavailableError
 from llmpq.measurements import MeasurementCache
 from llmpq.model import ModelShape
+from llmpq.profile_request import ProfileRequest
 
 log = structlog.get_logger(__name__)
 
@@ -32,11 +33,13 @@ class ProfiledModel:
         model: The model, as stages are given it.
         shape: Its shape, all that latencies depend on.
         group_size: Of schemes with groups.
+        has_int8_kv_cache: Keys and values are cached as int8.
     """
 
     model: str
     shape: ModelShape
     group_size: int
+    has_int8_kv_cache: bool
 
 
 class DeviceProfiler:
@@ -108,14 +111,21 @@ class DeviceProfiler:
         """
         device = device_kind(member.description)
         subject = {"design": _DESIGN, "device": device, "shape": asdict(model.shape), "group_size": model.group_size}
+        subject["has_int8_kv_cache"] = model.has_int8_kv_cache
         parts = {scheme: self._cache.load(LatencyPoint, subject | {"scheme": scheme}) for scheme in ("", *schemes)}
         missing = [scheme for scheme in schemes if is_fresh or parts[scheme] is None or parts[""] is None]
         if missing:
             doing = f"Measuring device {member.device_id} on a layer of the model"
             report(f"{doing}.")
             async with StageLink.opened(member) as stage:
-                on_measured = counting(report, doing, "points")
-                found = await stage.profile(model.model, missing, model.group_size, on_measured, is_fresh=is_fresh)
+                request = ProfileRequest(
+                    model.model,
+                    tuple(missing),
+                    model.group_size,
+                    is_fresh=is_fresh,
+                    has_int8_kv_cache=model.has_int8_kv_cache,
+                )
+                found = await stage.profile(request, counting(report, doing, "points"))
             for scheme in ("", *missing):
                 parts[scheme] = tuple(point for point in found if point.scheme == scheme)
                 self._cache.save(subject | {"scheme": scheme}, parts[scheme] or ())

@@ -270,7 +270,8 @@ class Client:
 
         Args:
             model: A directory or a .gguf file, at the same path on the hosts of coordinator and stages.
-            plan_options: Of these count `group_size` and `allowed_schemes`; all schemes if there are none.
+            plan_options: Of these count `group_size`, `has_int8_kv_cache` and `allowed_schemes`; all schemes if there
+                are none.
             is_fresh: Measure again what was measured before.
             on_status: Called with a sentence on what is going on, each time it changes.
 

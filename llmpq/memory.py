@@ -9,7 +9,7 @@ from llmpq.model import ModelShape
 from llmpq.plan import LayerPrecision
 from llmpq.schemes import SCHEMES
 
-#: Norm parameters, biases and logits are float32 on every stage.
+#: Norm parameters, biases, logits and scales of an int8 cache are float32 on every stage.
 _FLOAT32_BYTES = 4
 #: Embeddings and head are stored in 16 bits.
 _EMBEDDING_BYTES = 2
@@ -54,11 +54,25 @@ def embedding_head_bytes(shape: ModelShape, *, is_first: bool, is_last: bool, sc
     return embedding + head - (_vocabulary_elements(shape) * _EMBEDDING_BYTES if is_shared else 0)
 
 
+def kv_token_bytes(shape: ModelShape, *, activation_bytes: int, is_int8: bool = False) -> int:
+    """Bytes of the keys and values of a token in a layer; in int8 each head has a scale."""
+    if is_int8:
+        return 2 * (shape.kv_size + shape.num_kv_heads * _FLOAT32_BYTES)
+    return 2 * shape.kv_size * activation_bytes
+
+
 def kv_bytes(
-    shape: ModelShape, *, num_layers: int, num_slots: int, max_sequence_tokens: int, activation_bytes: int
+    shape: ModelShape,
+    *,
+    num_layers: int,
+    num_slots: int,
+    max_sequence_tokens: int,
+    activation_bytes: int,
+    is_int8: bool = False,
 ) -> int:
-    """Bytes of the KV cache: layers * slots * tokens * 2 * kv_size * element."""
-    return num_layers * num_slots * max_sequence_tokens * 2 * shape.kv_size * activation_bytes
+    """Bytes of the KV cache: layers * slots * tokens * `kv_token_bytes`."""
+    token_bytes = kv_token_bytes(shape, activation_bytes=activation_bytes, is_int8=is_int8)
+    return num_layers * num_slots * max_sequence_tokens * token_bytes
 
 
 def workspace_bytes(
@@ -91,7 +105,7 @@ def workspace_bytes(
         max_prefill_tokens: Rows of a prefill frame.
         decode_sequences: Sequences that one frame may hold. A stage does not know lanes: this is the number of slots.
         max_sequence_tokens: Tokens of one slot.
-        activation_bytes: Bytes of an activation and of a KV element.
+        activation_bytes: Bytes of an activation, and of a KV element that is attended to.
     """
     queries = shape.num_heads * shape.head_dim
     ffn = shape.intermediate_size * (3 if shape.gated_ffn else 2)

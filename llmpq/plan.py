@@ -85,6 +85,7 @@ class PlanOptions:
     objective: str = ""
     deadline_s: float = 0.0
     layers_per_group: int = 0
+    has_int8_kv_cache: bool = False
 
     @property
     def effective_objective(self) -> str:
@@ -196,6 +197,7 @@ class Plan:
     version: int = PLAN_VERSION
     hash: str = ""
     rounding: Rounding = NEAREST
+    has_int8_kv_cache: bool = False
 
     @property
     def num_slots(self) -> int:

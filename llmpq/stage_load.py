@@ -29,6 +29,7 @@ class StageLoad:
     next_address: str
     rounding: Rounding = NEAREST
     samples: tuple[TokenSequence, ...] = ()
+    has_int8_kv_cache: bool = False
 
     @property
     def is_first(self) -> bool:

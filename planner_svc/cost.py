@@ -164,6 +164,7 @@ class CostModel:
                 num_slots=plan.num_slots,
                 max_sequence_tokens=plan.max_sequence_tokens,
                 max_prefill_tokens=plan.max_prefill_tokens,
+                has_int8_kv_cache=plan.has_int8_kv_cache,
             )
             short_bytes = memory.used_bytes - memory.budget_bytes
             if short_bytes > 0:

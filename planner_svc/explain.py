@@ -134,6 +134,7 @@ def _next_step_bytes(cost: CostModel, plan: Plan, stage: StagePlan) -> int:
         num_slots=plan.num_slots,
         max_sequence_tokens=plan.max_sequence_tokens,
         activation_bytes=device.activation_bytes,
+        is_int8=plan.has_int8_kv_cache,
     )
     steps = [size - layer for layer in own for size in sizes.values() if size > layer]
     return min([*steps, min(own) + cache])

@@ -18,6 +18,7 @@ def stage_memory(
     num_slots: int,
     max_sequence_tokens: int,
     max_prefill_tokens: int,
+    has_int8_kv_cache: bool,
 ) -> StageMemory:
     """Memory of a stage with these layers: layers + embedding and head + KV cache + workspace of the larger phase."""
     return StageMemory(
@@ -31,6 +32,7 @@ def stage_memory(
             num_slots=num_slots,
             max_sequence_tokens=max_sequence_tokens,
             activation_bytes=description.activation_bytes,
+            is_int8=has_int8_kv_cache,
         ),
         workspace_bytes=memory.workspace_bytes(
             shape,

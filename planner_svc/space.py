@@ -179,6 +179,7 @@ class SearchSpace:
                 max_sequence_tokens=self.cost.workload.max_sequence_tokens,
                 max_prefill_tokens=self.cost.max_prefill_tokens(candidate.order, setting),
                 rounding=self.options.rounding,
+                has_int8_kv_cache=self.options.has_int8_kv_cache,
             )
         )
 

@@ -68,13 +68,14 @@ class StagePricing:
         self, device_id: str, setting: Setting, max_prefill_tokens: int, *, is_first: bool, is_last: bool
     ) -> StageCosts:
         cost, schedule = self._cost, self.schedule(setting, max_prefill_tokens)
-        description = cost.devices[device_id].description
+        description, is_int8 = cost.devices[device_id].description, cost.problem.options.has_int8_kv_cache
         cache_bytes = kv_bytes(
             cost.shape,
             num_layers=1,
             num_slots=setting.num_slots,
             max_sequence_tokens=cost.workload.max_sequence_tokens,
             activation_bytes=description.activation_bytes,
+            is_int8=is_int8,
         )
         memory = stage_memory(
             cost.shape,
@@ -85,6 +86,7 @@ class StagePricing:
             num_slots=setting.num_slots,
             max_sequence_tokens=cost.workload.max_sequence_tokens,
             max_prefill_tokens=max_prefill_tokens,
+            has_int8_kv_cache=is_int8,
         )
         free = float(memory.budget_bytes - memory.used_bytes)
         return StageCosts(

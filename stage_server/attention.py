@@ -54,7 +54,8 @@ class Attention:
     def _one_token_each(self, queries: torch.Tensor, cache: LayerCache, positions: Positions) -> torch.Tensor:
         """All sequences at once; the query heads that share a kv head stand where SDPA expects query positions."""
         layout = positions.layout
-        keys, values = cache.gather(layout, first_seen(min(layout.ends) - 1, self.window))
+        slots = layout.slot_index if layout.contiguous_slots is None else layout.contiguous_slots
+        keys, values = cache.read(slots, slice(first_seen(min(layout.ends) - 1, self.window), max(layout.ends)))
         num_sequences, num_kv_heads = keys.shape[:2]
         grouped = queries.view(num_sequences, num_kv_heads, -1, queries.shape[-1])
         mask = positions.decode_mask(self.window)
@@ -69,11 +70,11 @@ class Attention:
     ) -> torch.Tensor:
         """Consecutive rows (rows, heads, head_dim) of one sequence, the first of them at position `start`."""
         num_rows, num_heads, head_dim = queries.shape
-        num_kv_heads = cache.keys.shape[1]
-        sharing = num_heads // num_kv_heads
         end = start + num_rows
         seen = slice(first_seen(start, self.window), end)
-        keys, values = cache.keys[slot, :, seen], cache.values[slot, :, seen]
+        keys, values = (cached[0] for cached in cache.read(slice(slot, slot + 1), seen))
+        num_kv_heads = len(keys)
+        sharing = num_heads // num_kv_heads
         grouped = queries.view(num_rows, num_kv_heads, sharing, head_dim).permute(1, 2, 0, 3)
         if self.soft_cap is None:
             keys, values = (heads[:, None].expand(-1, sharing, -1, -1) for heads in (keys, values))

@@ -112,7 +112,7 @@ class NativeGlue:
     def attend(self, projected: torch.Tensor, positions: Positions, cache: LayerCache) -> torch.Tensor:
         """As in TorchGlue."""
         rotation = positions.rotation(self._rotary) if self._rotary is not None else None
-        return self._kernels.attend(projected, (cache.keys, cache.values), positions.layout.table, rotation, self._kind)
+        return self._kernels.attend(projected, cache.heads, positions.layout.table, rotation, self._kind)
 
     def activate(self, projected: torch.Tensor) -> torch.Tensor:
         """As in TorchGlue."""

@@ -10,6 +10,7 @@ from llmpq.code_digest import code_digest
 from llmpq.device import LatencyPoint
 from llmpq.measurements import MeasurementCache
 from llmpq.model import ModelFiles
+from llmpq.profile_request import ProfileRequest
 from quantizer.kernel_choice import device_identity
 from stage_server.device import ComputeDevice
 from stage_server.layer_cache import CODE
@@ -19,25 +20,24 @@ class KeptProfile:
     """The profile of one device on one model, if it was measured before by this very code.
 
     Args:
-        model: A directory, a .gguf file or a name on the Hub.
         device: The device.
-        schemes: That are measured.
-        group_size: Of schemes with groups.
+        request: What is measured.
 
     Raises:
         NotFoundError, UnavailableError: As ModelFiles.locate.
     """
 
-    def __init__(self, model: str, device: ComputeDevice, schemes: Sequence[str], group_size: int) -> None:
+    def __init__(self, device: ComputeDevice, request: ProfileRequest) -> None:
         self._cache = MeasurementCache(cache_directory() / "profiles")
         self._subject = {
-            "fingerprint": ModelFiles.locate(model).fingerprint,
+            "fingerprint": ModelFiles.locate(request.model).fingerprint,
             "device": device_identity(device.torch_device),
             "compute_dtype": str(device.compute_dtype),
             "torch": torch.__version__,
             "code": code_digest(*CODE),
-            "schemes": list(schemes),
-            "group_size": group_size,
+            "schemes": list(request.schemes),
+            "group_size": request.group_size,
+            "has_int8_kv_cache": request.has_int8_kv_cache,
         }
 
     def load(self) -> tuple[LatencyPoint, ...] | None:

@@ -34,7 +34,7 @@ class LayerStack:
         self._device = device
         self._next = 0
 
-    def caches(self, num_sequences: int, num_tokens: int) -> KvCache:
+    def caches(self, num_sequences: int, num_tokens: int, *, is_int8: bool) -> KvCache:
         """Caches for so many sequences of so many tokens: one a layer, or as many as take `STACK_BYTES`."""
         spec = self._spec
         cache_bytes = num_sequences * num_tokens * 2 * spec.num_kv_heads * spec.head_dim
@@ -47,6 +47,7 @@ class LayerStack:
             head_dim=spec.head_dim,
             dtype=self._device.compute_dtype,
             device=self._device.torch_device,
+            is_int8=is_int8,
         )
 
     def run(self, num_layers: int, hidden: torch.Tensor, positions: Positions, cache: KvCache) -> None:

@@ -98,6 +98,7 @@ def expected_memory(load: StageLoad, shape: ModelShape, device: DeviceDescriptio
             num_slots=load.num_slots,
             max_sequence_tokens=load.max_sequence_tokens,
             activation_bytes=device.activation_bytes,
+            is_int8=load.has_int8_kv_cache,
         ),
         workspace_bytes=memory.workspace_bytes(
             shape,

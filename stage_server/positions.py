@@ -87,7 +87,7 @@ class Positions:
         return self._rotations[rotary]
 
     def decode_mask(self, window: int | None) -> torch.Tensor | None:
-        """The mask of sequences with one new token each, over the keys that `LayerCache.gather` gives.
+        """The mask of sequences with one new token each, over the keys that `Attention` reads.
 
         Returns:
             Bool (sequences, 1, 1, keys), or biases (sequences, kv heads, sharing, keys); None where all keys are seen.

@@ -10,6 +10,7 @@ import torch
 from llmpq.device import LatencyPoint, ModelPart, Phase
 from llmpq.frames import Frame
 from llmpq.plan import LayerPrecision
+from llmpq.profile_request import ProfileRequest
 from stage_server.device import ComputeDevice
 from stage_server.layer_stack import STACK_BYTES, LayerStack
 from stage_server.layout import BatchLayout
@@ -34,15 +35,13 @@ class LayerProfiler:
     Args:
         loader: Of the model.
         device: The device.
-        schemes: To measure.
-        group_size: Of schemes with groups.
+        request: What to measure.
     """
 
-    def __init__(self, loader: ModelLoader, device: ComputeDevice, schemes: tuple[str, ...], group_size: int) -> None:
+    def __init__(self, loader: ModelLoader, device: ComputeDevice, request: ProfileRequest) -> None:
         self._loader = loader
         self._device = device
-        self._schemes = schemes
-        self._group_size = group_size
+        self._request = request
         # The clock of the one thread of a device stands still while the host does something else with its core.
         has_one_thread = device.description.num_threads == 1
         self._clock = time.thread_time_ns if has_one_thread else time.perf_counter_ns
@@ -57,7 +56,7 @@ class LayerProfiler:
     def num_points(self) -> int:
         """Points that `points` will yield."""
         ends = 2 * len(FRAME_ROWS) + len(HEAD_SEQUENCES)
-        return self._num_passes * (len(self._schemes) * len(self._grid.sizes) + len(self._grid.contexts) + ends)
+        return self._num_passes * (len(self._request.schemes) * len(self._grid.sizes) + len(self._grid.contexts) + ends)
 
     def points(self) -> Iterator[LatencyPoint]:
         """Measures point after point, and by wall time each again in a later pass."""
@@ -69,16 +68,16 @@ class LayerProfiler:
         yield from self._frame_points()
         yield from self._embedding_and_head_points()
         source = self._loader.source.layer(0).as_floats()  # latencies do not depend on the weights
-        for number, scheme in enumerate(self._schemes):
-            build = partial(self._loader.build_layer, source, LayerPrecision(scheme, self._group_size))
+        for number, scheme in enumerate(self._request.schemes):
+            build = partial(self._loader.build_layer, source, LayerPrecision(scheme, self._request.group_size))
             stack = LayerStack(build, self._loader.spec, self._device)
             for size in self._grid.sizes + (self._grid.contexts if number == 0 else ()):
                 yield self._layer_point(stack, scheme, size)
 
     def _layer_point(self, stack: LayerStack, scheme: str, size: Size) -> LatencyPoint:
         num_sequences, num_tokens, past = size
-        layout = stack.layout(*size)
-        hidden, cache = self._hidden(layout.num_rows), stack.caches(num_sequences, past + num_tokens)
+        layout, hidden = stack.layout(*size), self._hidden(num_sequences * num_tokens)
+        cache = stack.caches(num_sequences, past + num_tokens, is_int8=self._request.has_int8_kv_cache)
         positions = self._encoding.at(layout)
 
         def run(num_layers: int) -> int:

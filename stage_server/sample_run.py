@@ -9,7 +9,7 @@ from llmpq.plan import LayerPrecision
 from stage_server.decoder_layer import DecoderLayer
 from stage_server.device import ComputeDevice
 from stage_server.families import DecoderSpec
-from stage_server.kv_cache import LayerCache
+from stage_server.kv_cache import FloatLayerCache
 from stage_server.layout import BatchLayout
 from stage_server.loader import ModelLoader
 from stage_server.positions import PositionEncoding
@@ -60,10 +60,10 @@ class SampleRun:
         """What a layer makes of the states of one sample. Nothing is kept of it, so gradients may flow through."""
         return layer.forward(state, self._positions[sample], self._empty_cache(len(state)))
 
-    def _empty_cache(self, num_tokens: int) -> LayerCache:
+    def _empty_cache(self, num_tokens: int) -> FloatLayerCache:
         shape = (1, self._loader.spec.num_kv_heads, num_tokens, self._loader.spec.head_dim)
         keys = torch.zeros(shape, dtype=self._device.compute_dtype, device=self._device.torch_device)
-        return LayerCache(keys, torch.zeros_like(keys))
+        return FloatLayerCache(keys, torch.zeros_like(keys))
 
 
 def _check_samples(samples: Samples, spec: DecoderSpec) -> None:

@@ -13,6 +13,7 @@ from llmpq.errors import MeshError
 from llmpq.frames import decode_frame, encode_ack
 from llmpq.messages import from_message, to_message
 from llmpq.plan import StageMemory
+from llmpq.profile_request import ProfileRequest
 from llmpq.rating import RatingRequest
 from llmpq.rpc.link_probe import PROBE_DEPLOYMENT, measure_link
 from llmpq.stage_load import StageLoad
@@ -46,9 +47,7 @@ class StageServicer(stage_service_pb2_grpc.StageServiceServicer):
     ) -> AsyncIterator[pb.ProfileLayersResponse]:
         """See the contract."""
         done = 0
-        schemes = tuple(request.schemes)
-        profile = self._stage.profile(request.model, schemes, request.group_size, is_fresh=request.is_fresh)
-        async for point, total in profile:
+        async for point, total in self._stage.profile(from_message(ProfileRequest, request)):
             done += 1
             message = to_message(point, plan_pb2.LatencyPoint)
             yield pb.ProfileLayersResponse(point=message, points_done=done, points_total=total)

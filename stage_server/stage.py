@@ -15,6 +15,7 @@ from llmpq.errors import InvalidInputError, PreconditionError
 from llmpq.frames import Frame
 from llmpq.model import ModelFiles, read_shape
 from llmpq.plan import StageMemory
+from llmpq.profile_request import ProfileRequest
 from llmpq.rating import RatingProgress, RatingRequest
 from llmpq.schemes import SCHEMES
 from llmpq.stage_load import LoadProgress, StageLoad
@@ -117,23 +118,22 @@ class Stage:
             await self._end_deployment()
             self._release_weights()
 
-    async def profile(
-        self, model: str, schemes: tuple[str, ...], group_size: int, *, is_fresh: bool = False
-    ) -> AsyncIterator[tuple[LatencyPoint, int]]:
+    async def profile(self, request: ProfileRequest) -> AsyncIterator[tuple[LatencyPoint, int]]:
         """Measures this device, unless that is known from before; yields each point with the number of points in all.
 
         Raises:
             NotFoundError, InvalidInputError, PreconditionError: As StageService.ProfileLayers says.
         """
-        async with self._analysing(schemes, group_size) as chosen:
-            kept = await asyncio.to_thread(KeptProfile, model, self.device, chosen, group_size)
-            known = None if is_fresh else kept.load()
+        async with self._analysing(request.schemes, request.group_size) as schemes:
+            request = replace(request, schemes=schemes)
+            kept = await asyncio.to_thread(KeptProfile, self.device, request)
+            known = None if request.is_fresh else kept.load()
             if known is not None:
                 for point in known:
                     yield point, len(known)
                 return
-            loader = await self._on_thread(self._open, model)
-            profiler = LayerProfiler(loader, self.device, chosen, group_size)
+            loader = await self._on_thread(self._open, request.model)
+            profiler = LayerProfiler(loader, self.device, request)
             points: list[LatencyPoint] = []
             async for point in self._iterate(profiler.points()):
                 points.append(point)
@@ -229,6 +229,7 @@ class Stage:
             head_dim=decoder.head_dim,
             dtype=self.device.compute_dtype,
             device=self.device.torch_device,
+            is_int8=load.has_int8_kv_cache,
         )
 
     async def _end_deployment(self) -> None:

@@ -55,7 +55,7 @@ class Comparison:
     async def measure(
         self,
         files: BenchFiles,
-        meshes: Sequence[tuple[str, int]],
+        meshes: Sequence[tuple[str, int, bool]],
         peers: Sequence[PeerChoice],
         work: tuple[Workload, Sequence[Sequence[int]]],
         num_runs: int,
@@ -66,7 +66,7 @@ class Comparison:
 
         Args:
             files: The model.
-            meshes: Scheme and stage servers of each of our meshes.
+            meshes: Scheme and stage servers of each of our meshes, and whether keys and values are cached as int8.
             peers: The other systems.
             work: What is to be run, and windows of token ids to measure perplexity on.
             num_runs: Turns of each system.
@@ -76,9 +76,9 @@ class Comparison:
         _end_on_sigterm()
         async with AsyncExitStack() as stack:
             systems: list[System] = []
-            for scheme, num_stages in meshes:
-                self._note(f"Starting llmpq-{scheme}-{num_stages} ...")
-                mesh = MeshSystem.started(str(files.source), scheme, num_stages)
+            for scheme, num_stages, has_int8_kv_cache in meshes:
+                self._note(f"Starting a mesh of {num_stages} at {scheme} ...")
+                mesh = MeshSystem.started(str(files.source), scheme, num_stages, has_int8_kv_cache=has_int8_kv_cache)
                 systems.append(await stack.enter_async_context(mesh))
             for choice in peers:
                 self._note(f"Starting {choice.name} ...")

@@ -31,25 +31,33 @@ class MeshSystem:
         scheme: Of every layer.
         num_stages: Stage servers.
         num_cores: Cores that they share.
+        has_int8_kv_cache: Keys and values are cached as int8.
     """
 
-    def __init__(self, client: Client, model: str, scheme: str, num_stages: int, num_cores: int) -> None:
-        self.name = f"llmpq-{scheme}-{num_stages}"
-        self.settings = f"{scheme}, {num_stages} stage server(s) of {num_cores // num_stages} core(s), gRPC"
+    def __init__(
+        self, client: Client, model: str, scheme: str, num_stages: int, num_cores: int, *, has_int8_kv_cache: bool
+    ) -> None:
+        self.name = f"llmpq-{scheme}-{'int8kv-' * has_int8_kv_cache}{num_stages}"
+        cache = ", keys and values in int8" * has_int8_kv_cache
+        self.settings = f"{scheme}{cache}, {num_stages} stage server(s) of {num_cores // num_stages} core(s), gRPC"
         self.version = package_version("llmpq")
         self._client = client
         self._model = model
-        self._options = PlanOptions(allowed_schemes=(scheme,), use_all_devices=True)
+        self._options = PlanOptions(
+            allowed_schemes=(scheme,), use_all_devices=True, has_int8_kv_cache=has_int8_kv_cache
+        )
 
     @classmethod
     @asynccontextmanager
-    async def started(cls, model: str, scheme: str, num_stages: int) -> AsyncIterator["MeshSystem"]:
+    async def started(
+        cls, model: str, scheme: str, num_stages: int, *, has_int8_kv_cache: bool
+    ) -> AsyncIterator["MeshSystem"]:
         """Runs planner, coordinator and stage servers inside the block."""
         with tempfile.TemporaryDirectory(prefix="llmpq-bench-") as state:
             cluster = replace(local_cluster(num_stages), state=Path(state))
             num_cores = len({core for stage in cluster.stages for core in stage.cores})
             async with local_mesh(cluster) as coordinator, Client(coordinator) as client:
-                yield cls(client, model, scheme, num_stages, num_cores)
+                yield cls(client, model, scheme, num_stages, num_cores, has_int8_kv_cache=has_int8_kv_cache)
 
     async def run(self, workload: Workload) -> Run:
         """See `System`. The wall time leaves out planning and loading, as it does for every system."""

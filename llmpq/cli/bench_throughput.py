@@ -32,6 +32,9 @@ def throughput(
     model: Annotated[str, typer.Option(help="A .gguf file (which llama.cpp needs) or a Hugging Face directory.")],
     scheme: Annotated[list[str], typer.Option(help="Of every layer of our mesh; repeat it to compare.")] = ["w8a8"],  # noqa: B006 typer's way
     stages: Annotated[list[int], typer.Option(help="Stage servers of our mesh; repeat it to compare.")] = [2],  # noqa: B006 typer's way
+    int8_kv_cache: Annotated[
+        bool, typer.Option("--int8-kv-cache", help="Measure our mesh also with keys and values in 8 bits.")
+    ] = False,
     peer: Annotated[
         list[str] | None,
         typer.Option(
@@ -112,7 +115,8 @@ def throughput(
     comparison = Comparison(document, Path(json_file) if json_file not in {"", "-"} else None, note)
     if add:
         comparison.take_up(Path(json_file))
-    meshes = [(name, count) for name in scheme for count in stages]
+    caches = (True, False) if int8_kv_cache else (False,)
+    meshes = [(name, count, is_int8) for is_int8 in caches for name in scheme for count in stages]
     try:
         asyncio.run(comparison.measure(found, meshes, choices, (workload, windows), runs, has_phases=phases))
     except asyncio.CancelledError:

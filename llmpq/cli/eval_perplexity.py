@@ -34,6 +34,7 @@ def perplexity(
     group: options.Group = None,
     rounding: options.RoundingMethod = "",
     symmetric: options.Symmetric = False,
+    int8_kv_cache: options.Int8KvCache = False,
     quality_weight: options.QualityWeight = None,
     quality_budget: options.QualityBudget = None,
     as_json: options.Json = False,
@@ -51,7 +52,7 @@ def perplexity(
       llmpq eval ppl --model m.gguf --text c4.jsonl --precisions plan.json
 
     [bold]JSON keys[/bold]: perplexity, tokens, scored_tokens, window, scheme (null
-    if planned or given layer by layer), group, rounding, symmetric, precisions
+    if planned or given layer by layer), group, rounding, symmetric, int8_kv_cache, precisions
     (layers of each scheme), and those of `run-batch` without output and errors.
     """
     mesh = MeshChoice.of_flags(coordinator, stages)
@@ -62,6 +63,7 @@ def perplexity(
         group=group,
         rounding=rounding,
         symmetric=symmetric,
+        int8_kv_cache=int8_kv_cache,
         quality_weight=quality_weight,
         quality_budget=quality_budget,
     )

@@ -35,6 +35,7 @@ def tasks(
     group: options.Group = None,
     rounding: options.RoundingMethod = "",
     symmetric: options.Symmetric = False,
+    int8_kv_cache: options.Int8KvCache = False,
     quality_weight: options.QualityWeight = None,
     quality_budget: options.QualityBudget = None,
     as_json: options.Json = False,
@@ -56,7 +57,7 @@ def tasks(
 
     [bold]JSON keys[/bold]: tasks (a list of task, kind, items, acc, acc_stderr,
     acc_norm, acc_norm_stderr, perplexity, samples), scheme (null if planned
-    or given layer by layer), group, rounding, symmetric, precisions (layers
+    or given layer by layer), group, rounding, symmetric, int8_kv_cache, precisions (layers
     of each scheme), and those of `run-batch` without output and errors.
     """
     mesh = MeshChoice.of_flags(coordinator, stages)
@@ -67,6 +68,7 @@ def tasks(
         group=group,
         rounding=rounding,
         symmetric=symmetric,
+        int8_kv_cache=int8_kv_cache,
         quality_weight=quality_weight,
         quality_budget=quality_budget,
     )

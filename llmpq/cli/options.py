@@ -114,6 +114,10 @@ Indicator = Annotated[
     ),
 ]
 Symmetric = Annotated[bool, typer.Option("--symmetric", help="Round w4 and w3 around zero, as some formats want.")]
+Int8KvCache = Annotated[
+    bool,
+    typer.Option("--int8-kv-cache", help="Cache keys and values in 8 bits: a quarter of float32, half of float16."),
+]
 Group = Annotated[
     int | None,
     typer.Option(
@@ -155,6 +159,7 @@ def plan_options(
     deadline_s: float = 0.0,
     time_limit_s: float = 0.0,
     layers_per_group: int = 0,
+    int8_kv_cache: bool = False,
 ) -> PlanOptions:
     """The options that the flags ask for; a mesh started for the call uses all the stages that were asked for.
 
@@ -184,6 +189,7 @@ def plan_options(
         deadline_s=deadline_s,
         time_limit_s=time_limit_s,
         layers_per_group=layers_per_group,
+        has_int8_kv_cache=int8_kv_cache or given.has_int8_kv_cache,
     )
 
 
@@ -194,4 +200,5 @@ def described(plan_options: PlanOptions, scheme: str) -> dict[str, object]:
         "group": plan_options.effective_group_size,
         "rounding": plan_options.rounding.effective_method,
         "symmetric": plan_options.rounding.is_symmetric,
+        "int8_kv_cache": plan_options.has_int8_kv_cache,
     }

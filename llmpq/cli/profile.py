@@ -26,6 +26,7 @@ def profile(
     stages: options.Stages = None,
     scheme: options.Scheme = "",
     group: options.Group = None,
+    int8_kv_cache: options.Int8KvCache = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what was measured before.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -43,7 +44,7 @@ def profile(
     link_latency_ns, link_bytes_per_s, links).
     """
     mesh = MeshChoice.of_flags(coordinator, stages)
-    plan_options = options.plan_options(is_local=mesh.is_local, scheme=scheme, group=group)
+    plan_options = options.plan_options(is_local=mesh.is_local, scheme=scheme, group=group, int8_kv_cache=int8_kv_cache)
 
     async def measure() -> tuple[DeviceProfile, ...]:
         async with mesh.connect() as client:

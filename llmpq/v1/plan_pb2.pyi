@@ -483,6 +483,7 @@ class PlanOptions(_message.Message):
     OBJECTIVE_FIELD_NUMBER: _builtins.int
     DEADLINE_S_FIELD_NUMBER: _builtins.int
     LAYERS_PER_GROUP_FIELD_NUMBER: _builtins.int
+    HAS_INT8_KV_CACHE_FIELD_NUMBER: _builtins.int
     quality_weight: _builtins.float
     """Weight theta in seconds per unit of omega: the objective is time + theta * sum(omega)."""
     quality_budget: _builtins.float
@@ -524,6 +525,10 @@ class PlanOptions(_message.Message):
     """So many consecutive layers go to a stage, and take a precision, together: a coarser problem that is solved sooner. Must
     divide the model's layers, and leaves no room for `layer_schemes`; 0 and 1 leave every layer on its own.
     """
+    has_int8_kv_cache: _builtins.bool
+    """Cache keys and values as int8 with a float32 scale for each token and head, instead of in the type that the device
+    computes in.
+    """
     @_builtins.property
     def allowed_schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Precisions that may be used; empty means all that a device can run."""
@@ -558,10 +563,11 @@ class PlanOptions(_message.Message):
         objective: _builtins.str = ...,
         deadline_s: _builtins.float = ...,
         layers_per_group: _builtins.int = ...,
+        has_int8_kv_cache: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_optimality_gap", b"_optimality_gap", "group_size", b"group_size", "optimality_gap", b"optimality_gap", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_optimality_gap", b"_optimality_gap", "allowed_schemes", b"allowed_schemes", "deadline_s", b"deadline_s", "decode_micro_batch", b"decode_micro_batch", "group_size", b"group_size", "indicator", b"indicator", "layer_schemes", b"layer_schemes", "layers_per_group", b"layers_per_group", "num_lanes", b"num_lanes", "objective", b"objective", "optimality_gap", b"optimality_gap", "prefill_micro_batch", b"prefill_micro_batch", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding", "strategy", b"strategy", "time_limit_s", b"time_limit_s", "use_all_devices", b"use_all_devices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_optimality_gap", b"_optimality_gap", "allowed_schemes", b"allowed_schemes", "deadline_s", b"deadline_s", "decode_micro_batch", b"decode_micro_batch", "group_size", b"group_size", "has_int8_kv_cache", b"has_int8_kv_cache", "indicator", b"indicator", "layer_schemes", b"layer_schemes", "layers_per_group", b"layers_per_group", "num_lanes", b"num_lanes", "objective", b"objective", "optimality_gap", b"optimality_gap", "prefill_micro_batch", b"prefill_micro_batch", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding", "strategy", b"strategy", "time_limit_s", b"time_limit_s", "use_all_devices", b"use_all_devices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__group_size: _TypeAlias = _typing.Literal["group_size"]  # noqa: Y015
     _WhichOneofArgType__group_size: _TypeAlias = _typing.Literal["_group_size", b"_group_size"]  # noqa: Y015
@@ -760,6 +766,7 @@ class Plan(_message.Message):
     ESTIMATE_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
     ROUNDING_FIELD_NUMBER: _builtins.int
+    HAS_INT8_KV_CACHE_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Version of this document; 1."""
     model: _builtins.str
@@ -778,6 +785,8 @@ class Plan(_message.Message):
     """Tokens of one prefill micro-batch at most; longer prompts are cut into chunks."""
     hash: _builtins.str
     """SHA-256 in hexadecimal over the decisions (everything but estimates and predicted figures), set by the planner."""
+    has_int8_kv_cache: _builtins.bool
+    """Keys and values are cached as int8."""
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StagePlan]:
         """The stages in pipeline order. Layers MUST be contiguous from 0 and cover the model."""
@@ -805,10 +814,11 @@ class Plan(_message.Message):
         estimate: Global___PlanEstimate | None = ...,
         hash: _builtins.str = ...,
         rounding: Global___Rounding | None = ...,
+        has_int8_kv_cache: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate", "rounding", b"rounding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_micro_batch", b"decode_micro_batch", "estimate", b"estimate", "hash", b"hash", "max_prefill_tokens", b"max_prefill_tokens", "max_sequence_tokens", b"max_sequence_tokens", "model", b"model", "num_lanes", b"num_lanes", "prefill_micro_batch", b"prefill_micro_batch", "rounding", b"rounding", "stages", b"stages", "strategy", b"strategy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_micro_batch", b"decode_micro_batch", "estimate", b"estimate", "has_int8_kv_cache", b"has_int8_kv_cache", "hash", b"hash", "max_prefill_tokens", b"max_prefill_tokens", "max_sequence_tokens", b"max_sequence_tokens", "model", b"model", "num_lanes", b"num_lanes", "prefill_micro_batch", b"prefill_micro_batch", "rounding", b"rounding", "stages", b"stages", "strategy", b"strategy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -107,6 +107,7 @@ class ProfileLayersRequest(_message.Message):
     SCHEMES_FIELD_NUMBER: _builtins.int
     GROUP_SIZE_FIELD_NUMBER: _builtins.int
     IS_FRESH_FIELD_NUMBER: _builtins.int
+    HAS_INT8_KV_CACHE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model to take a layer of: a directory or a .gguf file on this host, or a name on the Hugging Face Hub (`org/name` or
     `org/name@revision`), of which each stage fetches what it needs.
@@ -115,6 +116,8 @@ class ProfileLayersRequest(_message.Message):
     """Group size for schemes that have one; 0 is per channel."""
     is_fresh: _builtins.bool
     """Measure again what this stage's host has kept of an earlier profile of the same model by the same code."""
+    has_int8_kv_cache: _builtins.bool
+    """Measure with keys and values cached as int8."""
     @_builtins.property
     def schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Schemes to measure; empty means all that the device can run."""
@@ -126,10 +129,11 @@ class ProfileLayersRequest(_message.Message):
         schemes: _abc.Iterable[_builtins.str] | None = ...,
         group_size: _builtins.int = ...,
         is_fresh: _builtins.bool = ...,
+        has_int8_kv_cache: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_size", b"group_size", "is_fresh", b"is_fresh", "model", b"model", "schemes", b"schemes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_size", b"group_size", "has_int8_kv_cache", b"has_int8_kv_cache", "is_fresh", b"is_fresh", "model", b"model", "schemes", b"schemes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -290,6 +294,7 @@ class LoadStageRequest(_message.Message):
     NEXT_ADDRESS_FIELD_NUMBER: _builtins.int
     ROUNDING_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
+    HAS_INT8_KV_CACHE_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
     """Identity of this load; every frame must name it. A new one for each load, even of the same plan."""
     plan_hash: _builtins.str
@@ -310,6 +315,8 @@ class LoadStageRequest(_message.Message):
     """Most tokens of one frame, for sizing temporaries."""
     next_address: _builtins.str
     """host:port of the next stage, or of the coordinator on the last stage."""
+    has_int8_kv_cache: _builtins.bool
+    """Cache keys and values as int8."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[_plan_pb2.LayerPrecision]:
         """Precision of each layer."""
@@ -338,10 +345,11 @@ class LoadStageRequest(_message.Message):
         next_address: _builtins.str = ...,
         rounding: _plan_pb2.Rounding | None = ...,
         samples: _abc.Iterable[Global___TokenSequence] | None = ...,
+        has_int8_kv_cache: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rounding", b"rounding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "first_layer", b"first_layer", "layers", b"layers", "max_frame_tokens", b"max_frame_tokens", "max_sequence_tokens", b"max_sequence_tokens", "model", b"model", "next_address", b"next_address", "num_slots", b"num_slots", "num_stages", b"num_stages", "plan_hash", b"plan_hash", "rounding", b"rounding", "samples", b"samples", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "first_layer", b"first_layer", "has_int8_kv_cache", b"has_int8_kv_cache", "layers", b"layers", "max_frame_tokens", b"max_frame_tokens", "max_sequence_tokens", b"max_sequence_tokens", "model", b"model", "next_address", b"next_address", "num_slots", b"num_slots", "num_stages", b"num_stages", "plan_hash", b"plan_hash", "rounding", b"rounding", "samples", b"samples", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,7 +3,11 @@
 // A query meets its keys a tile at a time, with the running maximum and sum of an online softmax (arXiv 1805.02867,
 // algorithm 3). Tiles begin at multiples of kTile, whatever the query, so that a row comes out the same in any company
 // and in prefill as in decode.
+//
+// Keys and values may be cached as int8 with a scale a token. Scores and weights are then multiplied with the scales, and
+// codes are made floats in registers for few queries, once a tile for many.
 
+#include "activations.h"
 #include "counts.h"
 #include "elementary.h"
 #include "glue.h"
@@ -19,6 +23,7 @@ constexpr int kQueries = kLanes == 16 ? 6 : 4, kVectors = kLanes == 16 ? 4 : 2; 
 constexpr float kInfinity = __builtin_inff();
 
 constexpr long larger(long a, long b) { return a > b ? a : b; }
+constexpr long in_vectors(long size) { return (size + kLanes - 1) / kLanes * kLanes; }
 
 INLINE float largest(Floats v) {
   for (int width = kLanes / 2; width; width /= 2) {
@@ -28,38 +33,71 @@ INLINE float largest(Floats v) {
   return v[0];
 }
 
+// The cache of a kv head of a slot from a token on, the first one of a tile.
+template <class Number> struct Cached {
+  Number *keys, *values;
+  float *key_scales, *value_scales;  // of int8
+};
+
 // Keys by channel and values by token, in whole vectors, where they are cached if they are so there.
-struct Tile {
+template <class Number> struct Tile {
   long first, num_tokens;
-  const float *keys[kTile / kKeyTile];  // each (head_dim, kKeyTile); those behind the last token are any
-  const float *values;                  // (num_tokens, value_stride)
-  const float *next_keys;               // what will be read after this tile
-  bool is_fetching;                     // whether values and next keys are on their way already
+  const Number *keys[kTile / kKeyTile];  // each (head_dim, kKeyTile); those behind the last token are any
+  const Number *values;                  // (num_tokens, value_stride)
+  const float *key_scales, *value_scales;  // null of floats
+  const Number *next_keys;                 // what will be read after this tile
+  bool is_fetching;                        // whether values and next keys are on their way already
   long value_stride;
-  alignas(64) float padded_keys[kMaxHeadDim * kKeyTile];
-  alignas(64) float padded_values[kTile * kMaxHeadDim];
+  alignas(64) Number padded_keys[kMaxHeadDim * kKeyTile];
+  alignas(64) Number padded_values[kTile * kMaxHeadDim];
 
   // Takes keys from a cache with room for max_tokens more, and values.
-  void read(const float *from_keys, const float *from_values, long max_tokens, long head_dim) {
+  void read(const Cached<Number> &from, long max_tokens, long head_dim) {
     const long num_whole = max_tokens / kKeyTile, width = max_tokens % kKeyTile;
     const long num_read = smaller(num_whole, (num_tokens + kKeyTile - 1) / kKeyTile);
     for (long i = 0; i < kTile / kKeyTile; i++)
-      keys[i] = i < num_read ? from_keys + i * kKeyTile * head_dim : num_whole ? from_keys : padded_keys;
+      keys[i] = i < num_read ? from.keys + i * kKeyTile * head_dim : num_whole ? from.keys : padded_keys;
     if (num_whole * kKeyTile < num_tokens) {  // the last keys that there is room for
       for (long channel = 0; channel < head_dim; channel++)
-        memcpy(padded_keys + channel * kKeyTile, from_keys + num_whole * kKeyTile * head_dim + channel * width,
-               width * sizeof(float));
+        memcpy(padded_keys + channel * kKeyTile, from.keys + num_whole * kKeyTile * head_dim + channel * width,
+               width * sizeof(Number));
       keys[num_whole] = padded_keys;
     }
-    value_stride = (head_dim + kLanes - 1) / kLanes * kLanes;
-    values = value_stride == head_dim ? from_values : padded_values;
+    value_stride = in_vectors(head_dim);
+    values = value_stride == head_dim ? from.values : padded_values;
     if (values == padded_values)
       for (long token = 0; token < num_tokens; token++)
-        for (long channel = 0; channel < head_dim; channel += kLanes)
-          store(padded_values + token * value_stride + channel,
-                load_some(from_values + token * head_dim + channel, head_dim - channel));
+        memcpy(padded_values + token * value_stride, from.values + token * head_dim, head_dim * sizeof(Number));
+    key_scales = from.key_scales;
+    value_scales = from.value_scales;
   }
 };
+
+INLINE Floats numbers(const float *from) { return load<Floats>(from); }
+INLINE Floats numbers(const int8_t *from) { return __builtin_convertvector(widen(from), Floats); }
+
+// A tile of codes as floats, which are still to be multiplied with the scales.
+struct DecodedTile : Tile<float> {
+  alignas(64) float decoded_keys[kTile * kMaxHeadDim], decoded_values[kTile * kMaxHeadDim];
+
+  void read(const Tile<int8_t> &coded, long head_dim) {
+    first = coded.first, num_tokens = coded.num_tokens, value_stride = coded.value_stride;
+    key_scales = coded.key_scales, value_scales = coded.value_scales, is_fetching = true;
+    for (long i = 0; i < kTile / kKeyTile; i++) {
+      keys[i] = decoded_keys + i * kKeyTile * head_dim;
+      decode(coded.keys[i], kKeyTile * head_dim, decoded_keys + i * kKeyTile * head_dim);
+    }
+    values = decoded_values;
+    decode(coded.values, num_tokens * value_stride, decoded_values);
+  }
+
+ private:
+  static void decode(const int8_t *codes, long size, float *to) {
+    for (long i = 0; i < size; i += kLanes) store(to + i, numbers(codes + i));
+  }
+};
+
+template <class Number> constexpr long kLine = 64 / sizeof(Number);  // numbers that come from memory together
 
 struct Query {
   const float *channels;  // (head_dim), scaled
@@ -79,13 +117,16 @@ class Attention {
         starts(p.layout + p.num_sequences),
         counts(p.layout + 2 * p.num_sequences) {}
 
-  void run() const {
+  void run() const { p.key_scales ? run<int8_t>() : run<float>(); }
+
+ private:
+  template <class Number> void run() const {
     long num_items = 0;
     for (long sequence = 0; sequence < p.num_sequences; sequence++) num_items += num_chunks(sequence) * p.num_kv_heads;
     parallel_for(p.team, p.num_sequences, [&](long sequence) {
       long row = 0;
       for (long before = 0; before < sequence; before++) row += counts[before];
-      for (long i = 0; i < counts[sequence]; i++) place(row + i, sequence, starts[sequence] + i);
+      for (long i = 0; i < counts[sequence]; i++) place<Number>(row + i, sequence, starts[sequence] + i);
     });
     parallel_for(p.team, num_items, [&](long item) {
       long sequence = 0, row = 0;
@@ -93,33 +134,49 @@ class Attention {
         item -= num_chunks(sequence) * p.num_kv_heads;
         row += counts[sequence];
       }
-      attend(row, sequence, item % p.num_kv_heads, item / p.num_kv_heads * chunk_rows);
+      attend<Number>(row, sequence, item % p.num_kv_heads, item / p.num_kv_heads * chunk_rows);
     });
   }
 
- private:
   long num_chunks(long sequence) const { return (counts[sequence] + chunk_rows - 1) / chunk_rows; }
 
-  // Where the cache has a kv head of a sequence from a position on, for keys the first one of a tile.
-  long cached(long sequence, long kv_head, long position) const {
-    return ((slots[sequence] * p.num_kv_heads + kv_head) * p.max_tokens + position) * p.head_dim;
+  // Where the cache has a kv head of a sequence from a position on, the first one of a tile.
+  template <class Number> Cached<Number> cached(long sequence, long kv_head, long position) const {
+    const long token = (slots[sequence] * p.num_kv_heads + kv_head) * p.max_tokens + position, at = token * p.head_dim;
+    const auto of_token = [&](float *scales) { return scales ? scales + token : nullptr; };
+    return {(Number *)p.keys + at, (Number *)p.values + at, of_token(p.key_scales), of_token(p.value_scales)};
   }
 
   // Makes the queries of a row ready, and puts its keys and values into the cache.
-  void place(long row, long sequence, long position) const {
+  template <class Number> void place(long row, long sequence, long position) const {
     float *head = p.projected + row * row_size;
     for (long i = 0; i < p.num_heads; i++, head += p.head_dim) {
       turn(head, row, p.query_norm);
       for (long channel = 0; channel < p.head_dim; channel++) head[channel] *= (float)p.scale;
     }
+    const long tile = position / kKeyTile * kKeyTile, in_tile = position - tile;
+    const long width = smaller(kKeyTile, p.max_tokens - tile);
+    alignas(64) Number numbers[kMaxHeadDim];
     for (long i = 0; i < p.num_kv_heads; i++, head += p.head_dim) {
       turn(head, row, p.key_norm);
-      const long tile = position / kKeyTile * kKeyTile, width = smaller(kKeyTile, p.max_tokens - tile);
-      float *key = p.keys + cached(sequence, i, tile) + position - tile;
-      for (long channel = 0; channel < p.head_dim; channel++) key[channel * width] = head[channel];
+      const Cached<Number> to = cached<Number>(sequence, i, tile);
+      put(head, numbers, to.key_scales, in_tile);
+      for (long channel = 0; channel < p.head_dim; channel++) to.keys[channel * width + in_tile] = numbers[channel];
     }
-    for (long i = 0; i < p.num_kv_heads; i++, head += p.head_dim)
-      memcpy(p.values + cached(sequence, i, position), head, p.head_dim * sizeof(float));
+    for (long i = 0; i < p.num_kv_heads; i++, head += p.head_dim) {
+      const Cached<Number> to = cached<Number>(sequence, i, tile);
+      put(head, numbers, to.value_scales, in_tile);
+      memcpy(to.values + in_tile * p.head_dim, numbers, p.head_dim * sizeof(Number));
+    }
+  }
+
+  // A head as it is cached, and its scale where it has one.
+  void put(const float *head, float *numbers, float *, long) const { memcpy(numbers, head, p.head_dim * sizeof(float)); }
+  void put(const float *head, int8_t *numbers, float *scales, long token) const {
+    alignas(64) float whole_vectors[kMaxHeadDim] = {};
+    memcpy(whole_vectors, head, p.head_dim * sizeof(float));
+    int32_t negative_sum;
+    round_group(whole_vectors, in_vectors(p.head_dim), (int32_t *)numbers, 1, scales + token, &negative_sum);
   }
 
   // Norms and rotates a head, where the model does so.
@@ -135,7 +192,7 @@ class Attention {
   }
 
   // The queries of a kv head of up to chunk_rows rows, beginning `skipped` rows behind `row`, the first of a sequence.
-  void attend(long row, long sequence, long kv_head, long skipped) const {
+  template <class Number> void attend(long row, long sequence, long kv_head, long skipped) const {
     const long num_rows = smaller(chunk_rows, counts[sequence] - skipped), num_queries = num_rows * sharing;
     const long begin = starts[sequence] + skipped, end = begin + num_rows;
     Query queries[kMaxQueries];
@@ -147,28 +204,35 @@ class Attention {
       queries[i] = {channels, y, begin + i / sharing, p.slopes ? p.slopes[head] : 0, -kInfinity, 0};
     }
     const long first_seen = p.window ? larger(begin + 1 - p.window, 0) : 0;
-    Tile tile;
+    Tile<Number> tile;
     for (tile.first = first_seen / kTile * kTile; tile.first < end; tile.first += kTile) {
       tile.num_tokens = smaller(kTile, end - tile.first);
-      const long at = cached(sequence, kv_head, tile.first);
-      tile.read(p.keys + at, p.values + at, p.max_tokens - tile.first, p.head_dim);
+      tile.read(cached<Number>(sequence, kv_head, tile.first), p.max_tokens - tile.first, p.head_dim);
       tile.is_fetching = false;
       const bool is_last = tile.first + kTile >= end;  // then the next head's follow, or another slot's
-      const long next = is_last ? cached(sequence, kv_head + 1, first_seen / kTile * kTile) : at + kTile * p.head_dim;
-      tile.next_keys = p.keys + next;
-      for (long i = 0; i < num_queries; i += kQueries) {
-        const long size = smaller(kQueries, num_queries - i);
-        if (queries[i + size - 1].position < tile.first) continue;
-        with_count<kQueries>(size, [&](auto count) { meet<count>(queries + i, tile); });
-        tile.is_fetching = true;
-      }
+      tile.next_keys = cached<Number>(sequence, kv_head + is_last, is_last ? first_seen / kTile * kTile : tile.first + kTile).keys;
+      meet_all(queries, num_queries, tile);
     }
     for (long i = 0; i < num_queries; i++)
       for (long channel = 0; channel < p.head_dim; channel++) queries[i].y[channel] /= queries[i].sum;
   }
 
-  // Adds a tile to what some queries have met.
-  template <int kCount> void meet(Query *queries, const Tile &tile) const {
+  // Adds a tile to what the queries have met.
+  template <class Number> void meet_all(Query *queries, long num_queries, Tile<Number> &tile) const {
+    if constexpr (sizeof(Number) == 1)
+      if (num_queries > kQueries) {
+        DecodedTile decoded;
+        decoded.read(tile, p.head_dim);
+        return meet_all<float>(queries, num_queries, decoded);
+      }
+    for (long i = 0; i < num_queries; i += kQueries) {
+      const long size = smaller(kQueries, num_queries - i);
+      if (queries[i + size - 1].position < tile.first) continue;
+      with_count<kQueries>(size, [&](auto count) { meet<count>(queries + i, tile); });
+      tile.is_fetching = true;
+    }
+  }
+  template <int kCount, class Number> void meet(Query *queries, const Tile<Number> &tile) const {
     alignas(64) float scores[kCount][kTile];
     float shrinkage[kCount];
     for (long token = 0; token < tile.num_tokens; token += kVectors * kLanes) score<kCount>(queries, tile, token, scores);
@@ -181,18 +245,18 @@ class Attention {
   }
 
   // Products of queries with the keys from `token` on.
-  template <int kCount>
-  void score(const Query *queries, const Tile &tile, long token, float (&scores)[kCount][kTile]) const {
+  template <int kCount, class Number>
+  void score(const Query *queries, const Tile<Number> &tile, long token, float (&scores)[kCount][kTile]) const {
     Floats sums[kCount][kVectors] = {};
     for (long channel = 0; channel < p.head_dim; channel++) {
       Floats keys[kVectors];
       for (int v = 0; v < kVectors; v++) {
         const long at = token + v * kLanes;
-        keys[v] = load<Floats>(tile.keys[at / kKeyTile] + channel * kKeyTile + at % kKeyTile);
+        keys[v] = numbers(tile.keys[at / kKeyTile] + channel * kKeyTile + at % kKeyTile);
       }
       // The values come from memory meanwhile, and the next keys while these values are added up.
-      for (long line = 0; line < kTile / 16 && token == 0 && !tile.is_fetching; line++)
-        __builtin_prefetch(tile.values + (channel * kTile / 16 + line) * 16);
+      for (long at = 0; at < kTile && token == 0 && !tile.is_fetching; at += kLine<Number>)
+        __builtin_prefetch(tile.values + channel * kTile + at);
 #pragma GCC unroll 8
       for (int i = 0; i < kCount; i++) {
         const Floats query = broadcast(queries[i].channels[channel]);
@@ -205,7 +269,7 @@ class Attention {
 
   // Turns scores into weights, those of tokens that are not seen into zeros. What the query has met before is to be
   // multiplied with the number that is returned.
-  float weigh(Query &query, const Tile &tile, float *scores) const {
+  template <class Number> float weigh(Query &query, const Tile<Number> &tile, float *scores) const {
     const long last = smaller(query.position - tile.first + 1, tile.num_tokens);
     const long first = p.window ? larger(query.position - p.window + 1 - tile.first, 0) : 0;
     const long num_numbers = (tile.num_tokens + kLanes - 1) / kLanes * kLanes;
@@ -216,6 +280,7 @@ class Attention {
     Floats largest_scores = broadcast(query.largest);
     for (long token = 0; token < num_numbers; token += kLanes) {
       Floats score = load<Floats>(scores + token);
+      if (tile.key_scales) score *= load_some(tile.key_scales + token, tile.num_tokens - token);
       if (p.soft_cap) score = hyperbolic_tangent(score / (float)p.soft_cap) * (float)p.soft_cap;
       if (query.slope) {
         const Ints distances = lane_numbers() + (int)(tile.first + token - query.position);
@@ -230,9 +295,10 @@ class Attention {
     Floats sums{};
     for (long token = 0; token < num_numbers; token += kLanes) {
       const Floats weight = exponential(load<Floats>(scores + token) - query.largest);
-      const Floats seen = is_seen(token) ? weight : Floats{};
-      store(scores + token, seen);
+      Floats seen = is_seen(token) ? weight : Floats{};
       sums += seen;
+      if (tile.value_scales) seen *= load_some(tile.value_scales + token, tile.num_tokens - token);
+      store(scores + token, seen);
     }
     const float shrinkage = before == query.largest ? 1 : exponential(broadcast(before - query.largest))[0];
     query.sum = query.sum * shrinkage + sum(sums);
@@ -240,8 +306,8 @@ class Attention {
   }
 
   // Adds weighted values to kNumVectors vectors of channels.
-  template <int kCount, int kNumVectors>
-  void add_values(Query *queries, const Tile &tile, const float (&weights)[kCount][kTile], const float (&shrinkage)[kCount],
+  template <int kCount, int kNumVectors, class Number>
+  void add_values(Query *queries, const Tile<Number> &tile, const float (&weights)[kCount][kTile], const float (&shrinkage)[kCount],
                   long channel) const {
     Floats sums[kCount][kNumVectors];
     for (int i = 0; i < kCount; i++)
@@ -250,9 +316,9 @@ class Attention {
     for (long token = 0; token < tile.num_tokens; token++) {
       Floats values[kNumVectors];
       for (int v = 0; v < kNumVectors; v++)
-        values[v] = load<Floats>(tile.values + token * tile.value_stride + channel + v * kLanes);
-      for (long line = 0; line < p.head_dim / 16 && channel == 0 && !tile.is_fetching; line++)
-        __builtin_prefetch(tile.next_keys + (token * p.head_dim / 16 + line) * 16);
+        values[v] = numbers(tile.values + token * tile.value_stride + channel + v * kLanes);
+      for (long at = 0; at < p.head_dim && channel == 0 && !tile.is_fetching; at += kLine<Number>)
+        __builtin_prefetch(tile.next_keys + token * p.head_dim + at);
 #pragma GCC unroll 8
       for (int i = 0; i < kCount; i++) {
         const Floats weight = broadcast(weights[i][token]);

@@ -42,7 +42,8 @@ class _GatedProduct(ctypes.Structure):
 
 class _AttentionOfRows(ctypes.Structure):
     _fields_ = (
-        *((name, _POINTER) for name in ("projected", "y", "keys", "values", "layout", "cosines", "sines")),
+        *((name, _POINTER) for name in ("projected", "y", "keys", "values", "key_scales", "value_scales", "layout")),
+        *((name, _POINTER) for name in ("cosines", "sines")),
         *((name, _POINTER) for name in ("query_norm", "key_norm", "slopes")),
         *((name, _INTEGER) for name in ("num_sequences", "num_heads", "num_kv_heads", "head_dim")),
         *((name, _INTEGER) for name in ("num_rotated", "max_tokens", "window", "has_head_norms")),
@@ -66,6 +67,25 @@ class RowNorm:
     bias: torch.Tensor | None
     eps: float
     is_layer_norm: bool
+
+
+@dataclass(frozen=True)
+class CachedHeads:
+    """Keys and values of one layer. Only these kernels can read the keys that they have put there.
+
+    Attributes:
+        keys: (slots, kv heads, tokens, head_dim) float32 or int8, contiguous. Where 16 tokens of a slot's head begin,
+            their keys are kept as (head_dim, 16), and what is left as (head_dim, tokens): so queries meet whole vectors
+            of tokens.
+        values: Like keys, in the order of their shape.
+        key_scales: (slots, kv heads, tokens) float32, of int8 keys; else None.
+        value_scales: Likewise.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    key_scales: torch.Tensor | None = None
+    value_scales: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +160,7 @@ class DecoderKernels:
     def attend(
         self,
         projected: torch.Tensor,
-        cache: tuple[torch.Tensor, torch.Tensor],
+        cache: CachedHeads,
         layout: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor] | None,
         kind: AttentionKind,
@@ -151,9 +171,7 @@ class DecoderKernels:
 
         Args:
             projected: (rows, (heads + 2 kv heads) * head_dim) float32: queries, keys, values. It is overwritten.
-            cache: Keys and values of the layer, each (slots, kv heads, tokens, head_dim) float32, contiguous. Where 16
-                tokens of a slot's head begin, their keys are kept as (head_dim, 16), and what is left as (head_dim,
-                tokens): so queries meet whole vectors of tokens. Only these kernels can read them.
+            cache: Keys and values of the layer.
             layout: int64 (3, sequences): slots, cached tokens, new tokens; the rows are one sequence's after another's.
             rotation: Cosines and sines, each (rows, 1, rotated channels) float32, or None.
             kind: `is_served` for these sizes.
@@ -161,13 +179,13 @@ class DecoderKernels:
         Returns:
             (rows, heads * head_dim).
         """
-        keys, values = cache
-        _, num_kv_heads, max_tokens, head_dim = keys.shape
+        _, num_kv_heads, max_tokens, head_dim = cache.keys.shape
         y = projected.new_empty(len(projected), kind.num_heads * head_dim)
         cosines, sines = rotation or (None, None)
         num_rotated = cosines.shape[-1] if cosines is not None else 0
         query_norm, key_norm = kind.head_norms or (None, None)
-        pointers = (projected, y, keys, values, layout, cosines, sines, query_norm, key_norm, kind.slopes)
+        cached = (cache.keys, cache.values, cache.key_scales, cache.value_scales)
+        pointers = (projected, y, *cached, layout, cosines, sines, query_norm, key_norm, kind.slopes)
         call = _AttentionOfRows(
             *map(address, pointers),
             *(layout.shape[1], kind.num_heads, num_kv_heads, head_dim),

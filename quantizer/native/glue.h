@@ -32,7 +32,9 @@ struct GatedProduct {
 struct AttentionOfRows {
   float *projected;           // (rows, (heads + 2 * kv heads) * head_dim): queries, keys, values; worked on in place
   float *y;                   // (rows, heads * head_dim)
-  float *keys, *values;       // (slots, kv heads, max_tokens, head_dim), keys of 16 tokens at a time by channel
+  void *keys, *values;        // (slots, kv heads, max_tokens, head_dim), keys of 16 tokens at a time by channel
+  float *key_scales;          // (slots, kv heads, max_tokens) if keys and values are int8; null if they are float
+  float *value_scales;        // likewise
   const int64_t *layout;      // (3, sequences): slots, starts, counts
   const float *cosines;       // (rows, num_rotated), or null
   const float *sines;         // likewise

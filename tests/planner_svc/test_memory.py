@@ -66,6 +66,14 @@ def test_kv_cache_counts_grouped_query_attention() -> None:
     )
 
 
+def test_an_int8_cache_has_a_scale_for_each_token_and_head() -> None:
+    """A byte an element, and float32 scales of keys and of values, whatever the device computes in."""
+    sizes = {"num_layers": 7, "num_slots": 24, "max_sequence_tokens": 192}
+    for activation_bytes in (2, 4):
+        taken = kv_bytes(SMOLLM2, **sizes, activation_bytes=activation_bytes, is_int8=True)
+        assert taken == 7 * 24 * 192 * 2 * 3 * (64 + 4)
+
+
 @pytest.mark.parametrize(
     "larger",
     [{"max_prefill_tokens": 4096}, {"decode_sequences": 640}, {"max_sequence_tokens": 8192}, {"activation_bytes": 4}],
@@ -100,6 +108,7 @@ def test_stage_memory_adds_up() -> None:
         num_slots=4,
         max_sequence_tokens=128,
         max_prefill_tokens=256,
+        has_int8_kv_cache=False,
     )
     assert memory.layer_bytes == sum(layer_bytes(SMOLLM2, layer) for layer in layers)
     assert memory.kv_bytes == 2 * 4 * 128 * 2 * 192 * 4

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stage_server.attention import Attention
-from stage_server.kv_cache import LayerCache
+from stage_server.kv_cache import FloatLayerCache
 from stage_server.layout import BatchLayout
 from stage_server.positions import Positions
 
@@ -71,7 +71,7 @@ def test_attention_equals_brute_force(
     """With and without windows, caps and linear biases; grouped heads; more rows than are capped at a time."""
     generator = torch.Generator().manual_seed(5)
     shape = (SLOTS, KV_HEADS, TOKENS, HEAD_DIM)
-    cache = LayerCache(*(torch.randn(shape, generator=generator) for _ in range(2)))
+    cache = FloatLayerCache(*(torch.randn(shape, generator=generator) for _ in range(2)))
     layout = BatchLayout(slots, starts, counts, CPU)
     queries = torch.randn(layout.num_rows, KV_HEADS * SHARING, HEAD_DIM, generator=generator)
     attention = Attention(0.4, window, soft_cap)
@@ -84,6 +84,6 @@ def test_attention_equals_brute_force(
     checked = [row for row in range(len(rows)) if row % 7 == 0 or row > len(rows) - 5]
     for row in checked:
         slot, position = rows[row]
-        keys, values = cache.keys[slot, :, : position + 1], cache.values[slot, :, : position + 1]
+        keys, values = (cached[0] for cached in cache.read(slice(slot, slot + 1), slice(position + 1)))
         expected = brute_force(queries[row], keys, values, attention, slopes)
         torch.testing.assert_close(attended[row], expected, atol=2e-5, rtol=1e-4)

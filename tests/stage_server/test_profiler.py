@@ -6,6 +6,7 @@ from parity_models import SaveModel
 
 from llmpq.device import ModelPart, Phase
 from llmpq.errors import DoesNotFitError
+from llmpq.profile_request import ProfileRequest
 from stage_server.config import StageConfig
 from stage_server.device import open_device
 from stage_server.dry_allocation import require_memory
@@ -21,7 +22,7 @@ def test_a_profile_has_every_part_and_each_scheme_in_both_phases(save_model: Sav
     device = open_device(StageConfig(device="cpu"))
     loader = ModelLoader(model, device.torch_device, device.compute_dtype)
     with torch.no_grad():
-        profiler = LayerProfiler(loader, device, ("w16", "w4"), 32)
+        profiler = LayerProfiler(loader, device, ProfileRequest(model, ("w16", "w4"), 32))
         points = list(profiler.points())
     assert len(points) == profiler.num_points
     assert all(point.duration_ns > 0 for point in points)

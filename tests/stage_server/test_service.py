@@ -317,11 +317,12 @@ async def test_unreachable_next_stage_ends_the_stream(save_model: SaveModel) -> 
         assert (await stub.GetStage(pb.GetStageRequest())).state == pb.STAGE_STATE_FAILED
 
 
-async def test_load_reports_progress_and_measured_memory(save_model: SaveModel) -> None:
+@pytest.mark.parametrize("has_int8_kv_cache", [False, True], ids=["float-cache", "int8-cache"])
+async def test_load_reports_progress_and_measured_memory(save_model: SaveModel, *, has_int8_kv_cache: bool) -> None:
     """Loading streams a message for each layer at least, and the tensors take what the shared formula says."""
     directory, _ = save_model("llama-gqa-untied")
     async with stage_server() as (address, stage):
-        request = load_request(directory, "127.0.0.1:1", num_slots=2)
+        request = load_request(directory, "127.0.0.1:1", num_slots=2, has_int8_kv_cache=has_int8_kv_cache)
         del request.layers[:]
         for scheme in ("w16", "w4", "w3"):
             request.layers.add(scheme=scheme, group_size=64)

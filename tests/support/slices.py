@@ -21,7 +21,15 @@ EXACT = LayerPrecision("w16")
 class Pipeline:
     """Slices of one model, run one after another."""
 
-    def __init__(self, model: str, cuts: Sequence[int], num_slots: int = 6, max_tokens: int = 64) -> None:
+    def __init__(
+        self,
+        model: str,
+        cuts: Sequence[int],
+        num_slots: int = 6,
+        max_tokens: int = 64,
+        *,
+        has_int8_kv_cache: bool = False,
+    ) -> None:
         loader = ModelLoader(model, CPU, torch.float32)
         self.spec = loader.spec
         bounds = [0, *cuts, self.spec.num_layers]
@@ -41,6 +49,7 @@ class Pipeline:
                 head_dim=self.spec.head_dim,
                 dtype=torch.float32,
                 device=CPU,
+                is_int8=has_int8_kv_cache,
             )
             for part in self.slices
         ]

@@ -1,0 +1,14 @@
+"""What a stage is asked to measure."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ProfileRequest:
+    """Mirror of the message `ProfileLayersRequest`; see there for each field."""
+
+    model: str
+    schemes: tuple[str, ...]
+    group_size: int
+    is_fresh: bool = False
+    has_int8_kv_cache: bool = False
