@@ -4,18 +4,20 @@ import argparse
 import sys
 from pathlib import Path
 
-import uvloop
-
 from coordinator.config import CoordinatorConfig
-from coordinator.server import run
+from llmpq.collector import collector_paused
 from llmpq.errors import MeshError
-from llmpq.log import configure_logging
 
 
 def main() -> int:
     """Runs the process; returns its exit code."""
     try:
         config = _parse_flags(sys.argv[1:])
+        with collector_paused():
+            import uvloop  # noqa: PLC0415 while it is paused
+
+            from coordinator.server import run  # noqa: PLC0415 as above
+            from llmpq.log import configure_logging  # noqa: PLC0415 as above
         configure_logging("coordinator", level=config.log_level)
         uvloop.run(run(config))
     except MeshError as error:

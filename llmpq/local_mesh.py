@@ -10,10 +10,12 @@ from llmpq.client import Client
 from llmpq.cluster_file import ClusterSpec, StageSpec
 from llmpq.errors import InvalidInputError, UnavailableError
 from llmpq.mesh_process import START_S, LogSink, MeshProcess
+from llmpq.reserved_port import reserved_port
 
 #: Pause before a process that died is started again.
 RESTART_DELAY_S = 1.0
-_POLL_S = 0.1
+_ANY_PORT = "127.0.0.1:0"
+_POLL_S = 0.02
 
 
 @asynccontextmanager
@@ -25,37 +27,39 @@ async def local_mesh(
 ) -> AsyncIterator[str]:
     """Runs a cluster inside the block, once all its stages are registered; yields the coordinator's address.
 
+    All processes start at once, for most have a second of imports; who calls another waits until it is there.
+
     Args:
         cluster: What to start.
         on_log: Gets every line that a process logs.
         restarts: Start a process that dies again, at the same address, rather than ending the block.
 
     Raises:
-        InvalidInputError: The state directory cannot be made.
+        InvalidInputError: The state directory cannot be made, or the coordinator's address is not this machine's.
         UnavailableError: A process did not start, or died; quotes the end of its log.
     """
-    processes: list[MeshProcess] = []
-
-    def add(name: str, module: str, *flags: str, listen: str = "127.0.0.1:0") -> MeshProcess:
-        processes.append(MeshProcess(name, module, flags, listen, on_log))
-        return processes[-1]
-
-    with _state_directory(cluster) as state:
+    with (
+        _state_directory(cluster) as state,
+        reserved_port(_ANY_PORT) as planner,
+        reserved_port(cluster.listen) as coordinator,
+    ):
+        planning, joining = ("--planner", planner, "--state", str(state)), ("--coordinator", coordinator)
+        processes = [
+            MeshProcess("planner", "planner_svc", (), planner, on_log),
+            MeshProcess("coordinator", "coordinator", planning, coordinator, on_log),
+            *(
+                MeshProcess(stage.name, "stage_server", (*joining, *stage_flags(stage)), _ANY_PORT, on_log)
+                for stage in cluster.stages
+            ),
+        ]
         try:
             async with asyncio.TaskGroup() as group:
-                planner = add("planner", "planner_svc")
-                await planner.start()
-                planning = ("--planner", planner.address, "--state", str(state))
-                coordinator = add("coordinator", "coordinator", *planning, listen=cluster.listen)
-                await coordinator.start()
-                joining = ("--coordinator", coordinator.address)
-                stages = [add(stage.name, "stage_server", *joining, *stage_flags(stage)) for stage in cluster.stages]
                 async with asyncio.TaskGroup() as starting:
-                    for stage in stages:
-                        starting.create_task(stage.start())
+                    for process in processes:
+                        starting.create_task(process.start())
                 guards = [group.create_task(_guard(process, restarts=restarts)) for process in processes]
-                await _wait_for_members(coordinator.address, cluster.stages)
-                yield coordinator.address
+                await _wait_for_members(coordinator, cluster.stages)
+                yield coordinator
                 for guard in guards:
                     guard.cancel()
         except BaseExceptionGroup as failures:

@@ -3,33 +3,20 @@
 import argparse
 from collections.abc import Sequence
 
-import uvloop
-
-from llmpq.log import configure_logging
-from llmpq.rpc import announce, serving, until_signal
-from llmpq.v1 import planner_service_pb2_grpc
+from llmpq.collector import collector_paused
 from planner_svc.config import PlannerConfig
-from planner_svc.planner import Planner
-from planner_svc.service import SERVICE_NAME, PlannerService
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line and serves."""
     config = _parse(arguments)
+    with collector_paused():
+        import uvloop  # noqa: PLC0415 while it is paused
+
+        from llmpq.log import configure_logging  # noqa: PLC0415 as above
+        from planner_svc.server import run  # noqa: PLC0415 as above
     configure_logging("planner", level=config.log_level)
-    uvloop.run(_serve(config))
-
-
-async def _serve(config: PlannerConfig) -> None:
-    service = PlannerService(Planner(config.time_limit_s, config.max_payload_bytes))
-    async with serving(
-        config.listen,
-        lambda server: planner_service_pb2_grpc.add_PlannerServiceServicer_to_server(service, server),
-        [SERVICE_NAME],
-    ) as server:
-        stopped = until_signal()
-        announce(server.address)
-        await stopped
+    uvloop.run(run(config))
 
 
 def _parse(arguments: Sequence[str] | None) -> PlannerConfig:

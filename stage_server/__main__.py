@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 
+from llmpq.collector import collector_paused
 from llmpq.errors import InvalidInputError
 from llmpq.log import configure_logging
 from llmpq.units import parse_bytes
@@ -21,9 +22,10 @@ def main() -> int:
             # Weights and KV cache are read from end to end in every step: torch is to ask for large pages for them.
             os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         # torch reads the instruction set when it is imported, so everything that imports it waits until here.
-        import uvloop  # noqa: PLC0415
+        with collector_paused():
+            import uvloop  # noqa: PLC0415
 
-        from stage_server.server import run  # noqa: PLC0415
+            from stage_server.server import run  # noqa: PLC0415
 
         uvloop.run(run(config))
     except InvalidInputError as error:

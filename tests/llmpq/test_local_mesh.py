@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,10 +18,11 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from llmpq.client import Client
 from llmpq.cluster_file import ClusterSpec, StageSpec
-from llmpq.errors import UnavailableError
+from llmpq.errors import InvalidInputError, UnavailableError
 from llmpq.local_mesh import local_mesh, stage_flags
 from llmpq.mesh_process import MeshProcess
-from llmpq.rpc import open_channel
+from llmpq.reserved_port import reserved_port
+from llmpq.rpc import open_channel, serving
 
 STORIES = Path(__file__).parents[1] / "data" / "stories260K"
 
@@ -58,6 +60,26 @@ async def test_a_process_that_does_not_start_is_quoted() -> None:
     with pytest.raises(UnavailableError, match=r"'odd' ended with status 1 before it listened[\s\S]*No module named"):
         await process.start()
     await process.stop()
+
+
+async def test_a_reserved_port_is_nobody_elses_until_a_server_listens_at_it() -> None:
+    """Others that want any port get another one, and a gRPC server still gets this one."""
+    with reserved_port("127.0.0.1:0") as address:
+        others = [socket.create_server(("127.0.0.1", 0)) for _ in range(50)]
+        assert address not in {f"127.0.0.1:{other.getsockname()[1]}" for other in others}
+        for other in others:
+            other.close()
+        async with serving(address, lambda _: None, []) as server:
+            assert server.address == address
+            async with open_channel(address) as channel:
+                health = await HealthStub(channel).Check(HealthCheckRequest(), timeout=10)
+    assert health.status == HealthCheckResponse.SERVING
+
+
+def test_an_address_of_another_machine_cannot_be_reserved() -> None:
+    """The error names it."""
+    with pytest.raises(InvalidInputError, match=r"192\.0\.2\.1:0"), reserved_port("192.0.2.1:0"):
+        pass
 
 
 async def test_a_dead_process_ends_the_block_with_its_name(tmp_path: Path) -> None:
