@@ -67,7 +67,7 @@ class Planning:
             PreconditionError: There are no devices that could be used, or no plan fits them.
             MeshError: As ProfileLayers, MeasureSensitivity and CreatePlan.
         """
-        return await self._create(await self._problem(work, members, report), report)
+        return await self._create(await self.problem(work, members, report), report)
 
     async def preview(
         self,
@@ -77,7 +77,7 @@ class Planning:
         report: Report,
     ) -> list[PreviewedPlan]:
         """What each strategy comes to; one that finds no plan says why. Raises as `plan` while devices are measured."""
-        problem = await self._problem(work, members, report)
+        problem = await self.problem(work, members, report)
         previews = []
         for strategy in strategies or (work.options.strategy or STRATEGIES[0],):
             asked = replace(problem, options=replace(problem.options, strategy=strategy))
@@ -86,6 +86,25 @@ class Planning:
             except PreconditionError as error:
                 previews.append(PreviewedPlan(strategy, error=error.message))
         return previews
+
+    async def problem(self, work: Work, members: Sequence[Member], report: Report) -> PlanningProblem:
+        """What the planner is asked, with all that had to be measured for it.
+
+        Raises:
+            PreconditionError: There are no devices that could be used.
+            MeshError: As ProfileLayers and MeasureSensitivity.
+        """
+        work = await asyncio.to_thread(_as_stored, work)
+        usable = _usable(members, work.options)
+        shape = await asyncio.to_thread(read_shape, work.model)
+        check_layers(work.options, shape)  # before minutes of measuring
+        group_size, has_int8_kv_cache = work.options.effective_group_size, work.options.has_int8_kv_cache
+        profiled = ProfiledModel(work.model, shape, group_size, has_int8_kv_cache)
+        profiles = await self._profiler.profiles(usable, profiled, report)
+        schemes = sorted({scheme for member in profiles for scheme in usable[member]})
+        sensitivities = await self._sensitivities(tuple(profiles), work, schemes, report)
+        devices = tuple(profiles.values())
+        return PlanningProblem(work.model, shape, devices, work.workload, sensitivities, work.options)
 
     async def rate(
         self,
@@ -184,19 +203,6 @@ class Planning:
         shape = await asyncio.to_thread(read_shape, model)
         profiled = ProfiledModel(model, shape, options.effective_group_size, options.has_int8_kv_cache)
         return await self._profiler.profiles(usable, profiled, report, is_fresh=is_fresh)
-
-    async def _problem(self, work: Work, members: Sequence[Member], report: Report) -> PlanningProblem:
-        work = await asyncio.to_thread(_as_stored, work)
-        usable = _usable(members, work.options)
-        shape = await asyncio.to_thread(read_shape, work.model)
-        check_layers(work.options, shape)  # before minutes of measuring
-        group_size, has_int8_kv_cache = work.options.effective_group_size, work.options.has_int8_kv_cache
-        profiled = ProfiledModel(work.model, shape, group_size, has_int8_kv_cache)
-        profiles = await self._profiler.profiles(usable, profiled, report)
-        schemes = sorted({scheme for member in profiles for scheme in usable[member]})
-        sensitivities = await self._sensitivities(tuple(profiles), work, schemes, report)
-        devices = tuple(profiles.values())
-        return PlanningProblem(work.model, shape, devices, work.workload, sensitivities, work.options)
 
     async def _sensitivities(
         self,

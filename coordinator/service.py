@@ -27,11 +27,12 @@ from llmpq.errors import InvalidInputError, LeaseExpiredError, MeshError
 from llmpq.fidelity import FidelityResult
 from llmpq.frames import decode_frame, encode_ack
 from llmpq.messages import from_message, to_message
-from llmpq.plan import LayerSensitivity, LengthBucket, PlanOptions
+from llmpq.plan import LayerSensitivity, LengthBucket, PlanningProblem, PlanOptions
 from llmpq.rpc.link_probe import PROBE_DEPLOYMENT
 from llmpq.trace import FrameTrace
 from llmpq.v1 import coordinator_service_pb2 as pb
 from llmpq.v1 import coordinator_service_pb2_grpc, plan_pb2
+from llmpq.v1 import planner_service_pb2 as planner_pb
 
 Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
@@ -212,6 +213,24 @@ class CoordinatorServicer(coordinator_service_pb2_grpc.CoordinatorServiceService
             async for message, previews in reported:
                 results = [to_message(previewed, pb.PreviewedPlan) for previewed in previews or ()]
                 yield pb.PreviewPlanResponse(status_message=message, results=results)
+
+    async def GetPlanningProblem(  # noqa: N802
+        self,
+        request: pb.GetPlanningProblemRequest,
+        context: Context,  # noqa: ARG002
+    ) -> AsyncIterator[pb.GetPlanningProblemResponse]:
+        """See the contract."""
+        options, members = from_message(PlanOptions, request.options), self._cluster.members
+        check_plan_options(options)
+        work = Work(request.model, tuple(from_message(LengthBucket, bucket) for bucket in request.workload), options)
+
+        def measure(report: Report) -> Coroutine[Any, Any, PlanningProblem]:
+            return self._planning.problem(work, members, report)
+
+        async with aclosing(_reported(measure)) as reported:
+            async for message, problem in reported:
+                found = to_message(problem, planner_pb.PlanningProblem) if problem else None
+                yield pb.GetPlanningProblemResponse(status_message=message, problem=found)
 
     async def RateLayers(  # noqa: N802
         self,

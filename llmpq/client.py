@@ -17,7 +17,7 @@ from llmpq.device import DeviceProfile
 from llmpq.errors import InvalidInputError, UnavailableError
 from llmpq.fidelity import FidelityResult
 from llmpq.messages import from_message, to_message
-from llmpq.plan import LayerSensitivity, LengthBucket, PlanOptions
+from llmpq.plan import LayerSensitivity, LengthBucket, PlanningProblem, PlanOptions
 from llmpq.rpc.channel import CONTROL_DEADLINE_S, MAX_PAYLOAD_BYTES, open_channel
 from llmpq.rpc.status import rpc_errors
 from llmpq.trace import FrameTrace
@@ -228,6 +228,42 @@ class Client:
                     on_status(message.status_message)
                 results = tuple(from_message(PreviewedPlan, result) for result in message.results)
         return results
+
+    async def planning_problem(
+        self,
+        model: str,
+        workload: Sequence[LengthBucket],
+        *,
+        plan_options: PlanOptions | None = None,
+        on_status: Callable[[str], None] | None = None,
+    ) -> PlanningProblem:
+        """What a planner would be asked, measured where it was not measured before; `PlannerClient` asks one for more.
+
+        Args:
+            model: A directory or a .gguf file, at the same path on the hosts of coordinator and stages.
+            workload: The work to plan for.
+            plan_options: Objective and limits.
+            on_status: Called with a sentence on what is going on, each time it changes.
+
+        Raises:
+            PreconditionError: There are no devices.
+            NotFoundError: The model is not there.
+            InvalidInputError: Options that do not exist.
+        """
+        request = pb.GetPlanningProblemRequest(
+            model=model,
+            workload=[to_message(bucket, plan_pb2.LengthBucket) for bucket in workload],
+            options=to_message(plan_options or PlanOptions(), plan_pb2.PlanOptions),
+        )
+        problem: PlanningProblem | None = None
+        with rpc_errors(self._coordinator):
+            async for message in self._stub.GetPlanningProblem(request):
+                if message.status_message and on_status:
+                    on_status(message.status_message)
+                problem = from_message(PlanningProblem, message.problem) if message.HasField("problem") else None
+        if problem is None:
+            raise UnavailableError(f"The coordinator at {self._coordinator} ended its answer without a problem.")
+        return problem
 
     async def rate_layers(
         self,

@@ -8,7 +8,7 @@ from llmpq.batch import Batch, Cluster, PreviewedPlan, Result
 from llmpq.client import Client
 from llmpq.device import DeviceProfile
 from llmpq.fidelity import FidelityResult
-from llmpq.plan import LayerSensitivity
+from llmpq.plan import LayerSensitivity, PlanningProblem
 from llmpq.trace import FrameTrace
 
 T = TypeVar("T")
@@ -66,6 +66,10 @@ class SyncClient:
     def trace(self, batch_id: str) -> tuple[FrameTrace, ...]:
         """See `Client.trace`."""
         return self._runner.run(self._client.trace(batch_id))
+
+    def planning_problem(self, *args: Any, **kwargs: Any) -> PlanningProblem:
+        """See `Client.planning_problem`."""
+        return self._runner.run(self._client.planning_problem(*args, **kwargs))
 
     def preview_plan(self, *args: Any, **kwargs: Any) -> tuple[PreviewedPlan, ...]:
         """See `Client.preview_plan`."""

@@ -10,15 +10,16 @@ import typer
 from llmpq.batch import PreviewedPlan
 from llmpq.cli import options
 from llmpq.cli.connection import MeshChoice, model_path
+from llmpq.cli.plan_answers import Answers, Questions, ask, present
 from llmpq.cli.plan_document import result_entry
-from llmpq.cli.plan_simulated import Simulated, plan_simulated
+from llmpq.cli.plan_simulated import Simulated
 from llmpq.cli.progress import StatusLines
 from llmpq.cli.tables import plan_table
-from llmpq.cli.terminal import complain, print_json, stdout
+from llmpq.cli.terminal import complain, note, print_json, stdout
 from llmpq.comparison import StrategyResult
 from llmpq.plan import OBJECTIVES, OFFLOADING_STRATEGIES, STRATEGIES, LengthBucket, PlanOptions
 
-_SIMULATED = "Without devices"
+_SIMULATED, _MORE = "Without devices", "More than a plan"
 #: Beyond this, a number is a mistake.
 _MOST = 10**7
 
@@ -90,18 +91,18 @@ def plan(
     ] = None,
     planner: Annotated[
         str,
-        typer.Option(metavar="HOST:PORT", rich_help_panel=_SIMULATED, help="A running planner; else one is started."),
+        typer.Option(metavar="HOST:PORT", rich_help_panel=_MORE, help="A running planner; else one is started."),
     ] = "",
     explain: Annotated[
         bool,
-        typer.Option("--explain", rich_help_panel=_SIMULATED, help="What limits the plan and what would change it."),
+        typer.Option("--explain", rich_help_panel=_MORE, help="What limits the plan and what would change it."),
     ] = False,
     pareto: Annotated[
-        bool, typer.Option("--pareto", rich_help_panel=_SIMULATED, help="Throughput against quality, several plans.")
+        bool, typer.Option("--pareto", rich_help_panel=_MORE, help="Throughput against quality, several plans.")
     ] = False,
     picture: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.svg", rich_help_panel=_SIMULATED, help="Draw the comparison or the Pareto front."),
+        typer.Option(metavar="FILE.svg", rich_help_panel=_MORE, help="Draw the comparison or the Pareto front."),
     ] = None,
     scheme: options.Scheme = "",
     precisions: options.Precisions = "",
@@ -125,6 +126,7 @@ def plan(
       llmpq plan --model m.gguf --batch 32 --prompt-len 128 --gen-len 64
       llmpq plan --cluster paper:3 --batch 32 --prompt-len 512 --gen-len 100 --strategy all
       llmpq plan --cluster my.yaml --model llama-3-70b --batch 64 --lengths sharegpt --explain
+      llmpq plan --coordinator HOST:PORT --model m.gguf --batch 32 --prompt-len 128 --gen-len 64 --explain
 
     [bold]Exit status[/bold]: 0 if a strategy found a plan; 1 if none did; 2 for wrong usage.
 
@@ -155,23 +157,32 @@ def plan(
         time_limit_s=time_limit_s,
         layers_per_group=layers_per_group,
     )
+    questions = Questions(strategy, is_explained=explain, is_pareto=pareto, picture=picture, planner=planner)
+    questions.check()
     if cluster:
         if coordinator or stages:
             raise typer.BadParameter("Pass --cluster, or --coordinator or --stages, not both.")
         request = Simulated(
-            model, cluster, kernels, tuple(catalog or ()), workload, lengths, num_requests, plan_options, planner
+            model, cluster, kernels, tuple(catalog or ()), workload, lengths, num_requests, plan_options
         )
-        plan_simulated(request, strategy, is_explained=explain, is_pareto=pareto, picture=picture, as_json=as_json)
+        answers = asyncio.run(_ask_simulated(request, questions))
+        note("Simulated: no device was measured for this.")
+        present(answers, request.described(answers.problem), picture, as_json=as_json)
         return
     if not model:
         raise typer.BadParameter("Pass --model.")
-    if any((kernels, lengths, catalog, planner, explain, pareto, picture)) or strategy in OFFLOADING_STRATEGIES:
+    if any((kernels, lengths, catalog)) or strategy in OFFLOADING_STRATEGIES:
         raise typer.BadParameter(f"The options of '{_SIMULATED}' and flexgen need --cluster.")
     mesh.check_layers(plan_options, model)
+    work = {"batch": num_requests, "prompt_len": prompt_tokens, "gen_len": output_tokens}
+    if explain or pareto or picture or planner:
+        answers = asyncio.run(_ask_mesh(mesh, model, workload, plan_options, questions))
+        note("Predicted from what the devices were measured to take.")
+        present(answers, {"model": model, **work, "simulated": False}, picture, as_json=as_json)
+        return
     strategies = STRATEGIES if strategy == "all" else ()
     plans = asyncio.run(_preview(mesh, model, workload, plan_options, strategies))
     if as_json:
-        work = {"batch": num_requests, "prompt_len": prompt_tokens, "gen_len": output_tokens}
         results = [StrategyResult(previewed.strategy, previewed.plan, previewed.error) for previewed in plans]
         entries = [result_entry(result, plan_options) for result in results]
         print_json({"model": model, **work, "simulated": False, "plans": entries})
@@ -179,6 +190,22 @@ def plan(
         _show(plans)
     if not any(previewed.plan for previewed in plans):
         raise typer.Exit(1)
+
+
+async def _ask_simulated(request: Simulated, questions: Questions) -> Answers:
+    scenario = request.scenario()
+    async with questions.connect() as planner:
+        return await ask(planner, await planner.resolve(scenario), questions)
+
+
+async def _ask_mesh(
+    mesh: MeshChoice, model: str, workload: Sequence[LengthBucket], plan_options: PlanOptions, questions: Questions
+) -> Answers:
+    async with mesh.connect() as client:
+        path, say = model_path(model), StatusLines().say
+        problem = await client.planning_problem(path, list(workload), plan_options=plan_options, on_status=say)
+    async with questions.connect() as planner:
+        return await ask(planner, problem, questions)
 
 
 def _show(plans: Sequence[PreviewedPlan]) -> None:

@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from llmpq.v1 import activation_service_pb2 as _activation_service_pb2
 from llmpq.v1 import plan_pb2 as _plan_pb2
+from llmpq.v1 import planner_service_pb2 as _planner_service_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -1033,6 +1034,68 @@ class PreviewedPlan(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PreviewedPlan: _TypeAlias = PreviewedPlan  # noqa: Y015
+
+@_typing.final
+class GetPlanningProblemRequest(_message.Message):
+    """Request of GetPlanningProblem."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    WORKLOAD_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Model, as in BatchOptions."""
+    @_builtins.property
+    def workload(self) -> _containers.RepeatedCompositeFieldContainer[_plan_pb2.LengthBucket]:
+        """The work to plan for."""
+
+    @_builtins.property
+    def options(self) -> _plan_pb2.PlanOptions:
+        """Objective and limits."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        workload: _abc.Iterable[_plan_pb2.LengthBucket] | None = ...,
+        options: _plan_pb2.PlanOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "options", b"options", "workload", b"workload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPlanningProblemRequest: _TypeAlias = GetPlanningProblemRequest  # noqa: Y015
+
+@_typing.final
+class GetPlanningProblemResponse(_message.Message):
+    """Response of GetPlanningProblem."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_MESSAGE_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    status_message: _builtins.str
+    """What it is doing, for people."""
+    @_builtins.property
+    def problem(self) -> _planner_service_pb2.PlanningProblem:
+        """In the last message: devices with their profiles, sensitivities, and what was asked for."""
+
+    def __init__(
+        self,
+        *,
+        status_message: _builtins.str = ...,
+        problem: _planner_service_pb2.PlanningProblem | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem", "status_message", b"status_message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPlanningProblemResponse: _TypeAlias = GetPlanningProblemResponse  # noqa: Y015
 
 @_typing.final
 class RateLayersRequest(_message.Message):

@@ -88,6 +88,11 @@ class CoordinatorServiceStub:
                 request_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.PreviewPlanRequest.SerializeToString,
                 response_deserializer=llmpq_dot_v1_dot_coordinator__service__pb2.PreviewPlanResponse.FromString,
                 _registered_method=True)
+        self.GetPlanningProblem = channel.unary_stream(
+                '/llmpq.v1.CoordinatorService/GetPlanningProblem',
+                request_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.GetPlanningProblemRequest.SerializeToString,
+                response_deserializer=llmpq_dot_v1_dot_coordinator__service__pb2.GetPlanningProblemResponse.FromString,
+                _registered_method=True)
         self.RateLayers = channel.unary_stream(
                 '/llmpq.v1.CoordinatorService/RateLayers',
                 request_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.RateLayersRequest.SerializeToString,
@@ -215,6 +220,17 @@ class CoordinatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPlanningProblem(self, request, context):
+        """Measures what a plan needs to know, as PreviewPlan does, and returns the problem instead of a plan: any planner can be
+        asked about it (PlannerService.ExplainPlan, TradeQuality). Sends progress while it works; the last message has the problem.
+
+        Errors:
+        - As ProfileDevices and RateLayers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RateLayers(self, request, context):
         """Rates what each scheme would cost each layer in quality, as planning does, without planning. What was measured
         before is not measured again. Sends progress while it works; the last message has the ratings.
@@ -303,6 +319,11 @@ def add_CoordinatorServiceServicer_to_server(servicer, server):
                     servicer.PreviewPlan,
                     request_deserializer=llmpq_dot_v1_dot_coordinator__service__pb2.PreviewPlanRequest.FromString,
                     response_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.PreviewPlanResponse.SerializeToString,
+            ),
+            'GetPlanningProblem': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetPlanningProblem,
+                    request_deserializer=llmpq_dot_v1_dot_coordinator__service__pb2.GetPlanningProblemRequest.FromString,
+                    response_serializer=llmpq_dot_v1_dot_coordinator__service__pb2.GetPlanningProblemResponse.SerializeToString,
             ),
             'RateLayers': grpc.unary_stream_rpc_method_handler(
                     servicer.RateLayers,
@@ -594,6 +615,33 @@ class CoordinatorService:
             '/llmpq.v1.CoordinatorService/PreviewPlan',
             llmpq_dot_v1_dot_coordinator__service__pb2.PreviewPlanRequest.SerializeToString,
             llmpq_dot_v1_dot_coordinator__service__pb2.PreviewPlanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPlanningProblem(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llmpq.v1.CoordinatorService/GetPlanningProblem',
+            llmpq_dot_v1_dot_coordinator__service__pb2.GetPlanningProblemRequest.SerializeToString,
+            llmpq_dot_v1_dot_coordinator__service__pb2.GetPlanningProblemResponse.FromString,
             options,
             channel_credentials,
             insecure,

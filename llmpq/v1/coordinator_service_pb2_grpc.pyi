@@ -81,6 +81,13 @@ class CoordinatorServiceStub:
     Errors:
     - As PlannerService.CreatePlan and StageService.ProfileLayers; FAILED_PRECONDITION if there are no devices.
     """
+    GetPlanningProblem: _aio.UnaryStreamMultiCallable[_coordinator_service_pb2.GetPlanningProblemRequest, _coordinator_service_pb2.GetPlanningProblemResponse]
+    """Measures what a plan needs to know, as PreviewPlan does, and returns the problem instead of a plan: any planner can be
+    asked about it (PlannerService.ExplainPlan, TradeQuality). Sends progress while it works; the last message has the problem.
+
+    Errors:
+    - As ProfileDevices and RateLayers.
+    """
     RateLayers: _aio.UnaryStreamMultiCallable[_coordinator_service_pb2.RateLayersRequest, _coordinator_service_pb2.RateLayersResponse]
     """Rates what each scheme would cost each layer in quality, as planning does, without planning. What was measured
     before is not measured again. Sends progress while it works; the last message has the ratings.
@@ -232,6 +239,19 @@ class CoordinatorServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - As PlannerService.CreatePlan and StageService.ProfileLayers; FAILED_PRECONDITION if there are no devices.
+        """
+
+    @_abc_1.abstractmethod
+    def GetPlanningProblem(
+        self,
+        request: _coordinator_service_pb2.GetPlanningProblemRequest,
+        context: _aio.ServicerContext[_coordinator_service_pb2.GetPlanningProblemRequest, _abc.AsyncIterator[_coordinator_service_pb2.GetPlanningProblemResponse]],
+    ) -> _abc.AsyncIterator[_coordinator_service_pb2.GetPlanningProblemResponse]:
+        """Measures what a plan needs to know, as PreviewPlan does, and returns the problem instead of a plan: any planner can be
+        asked about it (PlannerService.ExplainPlan, TradeQuality). Sends progress while it works; the last message has the problem.
+
+        Errors:
+        - As ProfileDevices and RateLayers.
         """
 
     @_abc_1.abstractmethod

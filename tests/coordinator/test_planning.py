@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,26 @@ async def test_without_any_device_in_reach_there_is_no_plan(bench: Bench) -> Non
         (await bench.add_stage("a")).profile_error = UnavailableError("Nobody is there.")
         with pytest.raises(UnavailableError, match="Nobody is there"):
             await bench.client.preview_plan(bench.model, WORKLOAD)
+
+
+async def test_a_problem_is_what_the_planner_is_asked(bench: Bench) -> None:
+    """Whoever asks for the problem gets what the planner gets, and nothing is planned."""
+    said: list[str] = []
+    async with bench.running():
+        stage = await bench.add_stage("a")
+        options = PlanOptions(quality_budget=0.5)
+        problem = await bench.client.planning_problem(
+            bench.model, WORKLOAD, plan_options=options, on_status=said.append
+        )
+        assert bench.planner.problems == []
+        await bench.client.preview_plan(bench.model, WORKLOAD, plan_options=options)
+        with pytest.raises(InvalidInputError, match="no strategy"):
+            await bench.client.planning_problem(bench.model, WORKLOAD, plan_options=PlanOptions(strategy="magic"))
+
+    (asked,) = bench.planner.problems
+    assert replace(asked, options=options) == problem
+    assert said
+    assert stage.num_profiled == 1
 
 
 async def test_a_preview_needs_devices_and_a_model(bench: Bench) -> None:

@@ -8,11 +8,15 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from fake_coordinator import FakeCoordinator
 from terminal import Terminal
 
 from llmpq.cli.terminal import stdout
-from llmpq.plan import OFFLOADING_STRATEGIES, STRATEGIES
-from llmpq.planner_client import local_planner
+from llmpq.messages import to_message
+from llmpq.plan import OFFLOADING_STRATEGIES, STRATEGIES, LengthBucket, PlanningProblem
+from llmpq.planner_client import PlannerClient, local_planner
+from llmpq.scenario import Scenario
+from llmpq.v1 import planner_service_pb2
 
 WORK = ("--batch", 8, "--prompt-len", 128, "--gen-len", 16)
 CLUSTER = """
@@ -120,6 +124,29 @@ def test_traded(terminal: Terminal, planner: str, tmp_path: Path) -> None:
     assert list(rates) == sorted(rates)
 
 
+def test_a_mesh_is_explained_and_traded(
+    terminal: Terminal, planner: str, background_coordinator: FakeCoordinator, tmp_path: Path
+) -> None:
+    """What is measured on a mesh is explained, traded and drawn by any planner as a described cluster is."""
+
+    async def measured() -> PlanningProblem:
+        async with PlannerClient(planner) as client:
+            return await client.resolve(Scenario(cluster_name="paper:1", workload=(LengthBucket(1, 1, 1),)))
+
+    background_coordinator.problem = to_message(asyncio.run(measured()), planner_service_pb2.PlanningProblem)
+    arguments = ("plan", "--coordinator", background_coordinator.address, "--model", "m", *WORK, "--planner", planner)
+    explained = terminal.run(*arguments, "--time-limit", 1, "--explain")
+    assert explained.status == 0
+    assert "what limits each stage" in explained.out
+    assert "measured" in explained.err
+    picture = tmp_path / "front.svg"
+    traded = terminal.run(*arguments, "--time-limit", 1, "--pareto", "--picture", picture, "--json")
+    document = json.loads(traded.out)
+    assert (document["model"], document["batch"], document["simulated"]) == ("m", 8, False)
+    assert document["pareto"]
+    assert "<path" in picture.read_text()
+
+
 def test_one_strategy_that_offloads(terminal: Terminal, planner: str) -> None:
     """Alone, flexgen shows what it keeps where, and that no mesh can run it."""
     outcome = terminal.run("plan", "--cluster", "paper:2", *WORK, "--planner", planner, "--strategy", "flexgen")
@@ -154,7 +181,7 @@ def test_cost_under_a_deadline(terminal: Terminal, planner: str, cluster: Path) 
         (("--cluster", "paper:1", "--batch", -1, "--prompt-len", 8, "--gen-len", 8), 2, "--batch"),
         (("--cluster", "paper:1", "--batch", 8), 2, "--prompt-len"),
         (("--cluster", "paper:1", "--stages", 2, *WORK), 2, "--cluster"),
-        (("--model", "m", "--explain", *WORK), 2, "--cluster"),
+        (("--model", "m", "--kernels", "modern", *WORK), 2, "--cluster"),
         (("--cluster", "paper:4", "--objective", "cost", *WORK), 1, "give prices"),
         (("--cluster", "paper:3", "--objective", "beauty", *WORK), 1, "is 'beauty'"),
     ],

@@ -17,7 +17,7 @@ from llmpq.messages import to_message
 from llmpq.plan import LayerPrecision, Plan, PlanEstimate, StageMemory, StagePlan
 from llmpq.rpc import serving
 from llmpq.v1 import coordinator_service_pb2 as pb
-from llmpq.v1 import plan_pb2
+from llmpq.v1 import plan_pb2, planner_service_pb2
 from llmpq.v1.coordinator_service_pb2_grpc import CoordinatorServiceServicer, add_CoordinatorServiceServicer_to_server
 
 #: What the fake scores every token with; the perplexity of anything is then 8.
@@ -35,6 +35,7 @@ class FakeCoordinator(CoordinatorServiceServicer):
         is_stuck: Batches never end, and no result comes.
         submissions: Options of every submission.
         rating_options: Options of every RateLayers.
+        problem: The answer to every GetPlanningProblem.
         profile_requests: Every ProfileDevices.
         frames: The trace of every batch.
     """
@@ -47,6 +48,7 @@ class FakeCoordinator(CoordinatorServiceServicer):
     final_state: pb.BatchState.ValueType = pb.BATCH_STATE_COMPLETED
     submissions: list[pb.BatchOptions] = field(default_factory=list)
     rating_options: list[plan_pb2.PlanOptions] = field(default_factory=list)
+    problem: planner_service_pb2.PlanningProblem = field(default_factory=planner_service_pb2.PlanningProblem)
     profile_requests: list[pb.ProfileDevicesRequest] = field(default_factory=list)
     frames: list[pb.FrameTrace] = field(default_factory=list)
     batches: dict[str, pb.Batch] = field(default_factory=dict)
@@ -215,6 +217,20 @@ class FakeCoordinator(CoordinatorServiceServicer):
             for strategy in request.strategies or [request.options.strategy]
         ]
         yield pb.PreviewPlanResponse(results=results)
+
+    async def GetPlanningProblem(  # noqa: N802
+        self, request: pb.GetPlanningProblemRequest, _context: object
+    ) -> AsyncIterator[pb.GetPlanningProblemResponse]:
+        """The problem, for the work and with the options that were asked for."""
+        yield pb.GetPlanningProblemResponse(status_message="Profiling fast")
+        problem = planner_service_pb2.PlanningProblem(
+            model=request.model,
+            shape=self.problem.shape,
+            devices=self.problem.devices,
+            workload=request.workload,
+            options=request.options,
+        )
+        yield pb.GetPlanningProblemResponse(problem=problem)
 
     async def RateLayers(  # noqa: N802
         self, request: pb.RateLayersRequest, _context: object
