@@ -3,6 +3,7 @@
 from __future__ import annotations  # grpc's classes are generic for type checkers only
 
 import asyncio
+from contextlib import suppress
 from typing import Any, cast
 
 import grpc
@@ -56,7 +57,10 @@ async def _heartbeat(call: Any, interval_s: float, coordinator: str) -> None:
     answer = asyncio.ensure_future(_answer(call, coordinator))
     done, _ = await asyncio.wait({answer}, timeout=interval_s)
     if not done:
-        await call.write(pb.RegisterStageRequest(heartbeat=pb.Heartbeat()))
+        with suppress(
+            asyncio.InvalidStateError
+        ):  # the lease ended meanwhile; the answer says why
+            await call.write(pb.RegisterStageRequest(heartbeat=pb.Heartbeat()))
     try:
         async with asyncio.timeout(_ANSWER_TIMEOUT_S):
             await answer
