@@ -18,35 +18,26 @@ say afterwards what the limits came to. The figures hold for this machine: carry
 import argparse
 import asyncio
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from statistics import mean, median, median_low
+from statistics import mean, median
 from typing import Any
 
-from llmpq import Client, PlanOptions
-from llmpq.cluster_file import ClusterSpec, StageSpec
-from llmpq.local_mesh import local_mesh
-from llmpq.model import read_shape
-from llmpq.plan import LengthBucket
+from mixed_cluster import CLUSTERS, MODEL, WORKLOADS, layer_counts, perplexity, run_batches, two_stages
 
-ROOT = Path(__file__).parent.parent
-#: CPU classes of the two stages.
-CLUSTERS = {"avx512+sse4": ("avx512", "sse4"), "avx512+avx2": ("avx512", "avx2")}
-#: Requests, prompt tokens, new tokens.
-WORKLOADS = {"prompt-heavy": (12, 144, 8), "balanced": (12, 80, 24), "generation-heavy": (12, 24, 64)}
-#: Memory of the newer and of the older stage, in MB.
-BUDGETS_MB = (216, 144)
+from llmpq import Client, PlanOptions
+from llmpq.cluster_file import ClusterSpec
+from llmpq.local_mesh import local_mesh
+
 #: Each limits itself to the memory; those of llm-pq to quality as well, of the references the worst or the best.
 STRATEGIES = ("uniform", "pipeedge", "het", "adabits", "llm-pq-heuristic", "llm-pq", "llm-pq-exact")
 QUALITY_LIMITS = {"llm-pq-heuristic": max, "llm-pq": max, "llm-pq-exact": min}
 #: Whose mean llm-pq is compared with, as in the paper.
 REFERENCES = ("uniform", "pipeedge")
-NUM_RUNS = 3
 #: Of each search; what it does not prove by then, its gap says.
 PLANNING_S = 2.0
 
@@ -70,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=(*STEPS, "all"))
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--model", default=str(ROOT / "build/models/SmolLM2-135M-Instruct.Q4_1.gguf"))
+    parser.add_argument("--model", default=MODEL)
     parser.add_argument("--cases", default="", help="only those whose names contain this: `avx2 balanced`")
     parser.add_argument("--seconds", type=float, default=1200, help="`run` begins nothing new after this time")
     parser.add_argument("--tokens", type=int, default=8192, help="of WikiText-2, for perplexity")
@@ -119,48 +110,17 @@ async def _run_cluster(
 
 
 async def _measure(client: Client, case: Case, settings: argparse.Namespace) -> dict[str, Any]:
-    requests, prompt_tokens, new_tokens = WORKLOADS[case.workload]
     limit = await _quality_limit(client, case, settings)
     strategy = case.strategy.removesuffix("-exact")
     options = PlanOptions(strategy=strategy, quality_budget=limit, time_limit_s=PLANNING_S)
-    vocabulary = read_shape(settings.model).vocab_size
-    lines = [
-        {
-            "custom_id": str(row),
-            "method": "POST",
-            "url": "/v1/completions",
-            "body": {"prompt": _prompt(row, prompt_tokens, vocabulary), "max_tokens": new_tokens, "temperature": 0},
-        }
-        for row in range(requests)
-    ]
-    batches = []
-    for _ in range(NUM_RUNS):  # one after another, so that stages keep their weights
-        batch = await client.submit(lines, model=settings.model, plan_options=options, ignore_stop=True)
-        async for latest in client.watch(batch.batch_id):
-            batch = latest
-        if batch.plan is None or batch.requests_completed != requests:
-            return {"error": batch.status_message, "tokens_per_s": None}
-        batches.append(batch)
-    typical = median_low((batch.running_s, number) for number, batch in enumerate(batches))[1]
-    plan = batches[typical].plan
-    return {
-        "wall_s": [batch.running_s for batch in batches],
-        "tokens_per_s": requests * new_tokens / batches[typical].running_s,
-        "predicted_s": [batch.plan.estimate.total_s for batch in batches],
-        "quality_loss": plan.estimate.quality_loss,
-        "stages": [[stage.device_id, len(stage.layers)] for stage in plan.stages],
-        "schemes": [layer.scheme for stage in plan.stages for layer in stage.layers],
-        "micro_batches": [plan.prefill_micro_batch, plan.decode_micro_batch, plan.num_lanes],
-    }
+    return await run_batches(client, settings.model, WORKLOADS[case.workload], options)
 
 
 async def _quality_limit(client: Client, case: Case, settings: argparse.Namespace) -> float | None:
     """The sum of omega that a strategy may come to; None where it is free."""
     if case.strategy not in QUALITY_LIMITS:
         return None
-    requests, prompt_tokens, new_tokens = WORKLOADS[case.workload]
-    bucket = LengthBucket(prompt_tokens, new_tokens, requests)
-    previewed = await client.preview_plan(settings.model, [bucket], strategies=REFERENCES)
+    previewed = await client.preview_plan(settings.model, [WORKLOADS[case.workload]], strategies=REFERENCES)
     losses = [result.plan.estimate.quality_loss for result in previewed if result.plan]
     return QUALITY_LIMITS[case.strategy](losses) if losses else None
 
@@ -169,11 +129,8 @@ def _perplexities(settings: argparse.Namespace, document: dict[str, Any]) -> Non
     for case in document["cases"].values():
         precisions = ",".join(case.get("schemes", ()))
         if precisions and precisions not in document["perplexity"]:
-            command = [sys.executable, "-m", "llmpq.cli", "eval", "ppl", "--model", settings.model, "--json"]
-            command += ["--text", str(ROOT / "tests/data/wikitext/wiki.test.head.raw"), "--window", "1024"]
-            command += ["--tokens", str(settings.tokens), "--precisions", precisions]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 our own command
-            document["perplexity"][precisions] = json.loads(done.stdout)["perplexity"]
+            found = perplexity(settings.model, case["schemes"], settings.tokens)
+            document["perplexity"][precisions] = found
             settings.output.write_text(json.dumps(document, indent=1))
             print(document["perplexity"][precisions], precisions, file=sys.stderr, flush=True)
 
@@ -188,14 +145,13 @@ def _table(_settings: argparse.Namespace, document: dict[str, Any]) -> None:
         if "schemes" not in found:
             print(f"| {case.cluster} | {case.workload} | {case.strategy} | no plan |  |  |  |  |  |")
             continue
-        perplexity = document["perplexity"].get(",".join(found["schemes"]), float("nan"))
-        counts = " ".join(f"{scheme} x{found['schemes'].count(scheme)}" for scheme in dict.fromkeys(found["schemes"]))
+        loss = document["perplexity"].get(",".join(found["schemes"]), float("nan"))
         ratio = median(found["predicted_s"]) / median(found["wall_s"])
         stages = ", ".join(f"{device} {layers}" for device, layers in found["stages"])
         sizes = ", ".join(map(str, found["micro_batches"]))
         print(
             f"| {case.cluster} | {case.workload} | {case.strategy} | {found['tokens_per_s']:.1f} | {ratio:.2f} "
-            f"| {perplexity:.2f} | {stages} | {counts} | {sizes} |"
+            f"| {loss:.2f} | {stages} | {layer_counts(found['schemes'])} | {sizes} |"
         )
     for cluster, workload in product(CLUSTERS, WORKLOADS):
         found = {
@@ -216,16 +172,7 @@ def _cases(document: dict[str, Any]) -> Iterator[Case]:
 
 
 def _cluster(name: str, settings: argparse.Namespace) -> ClusterSpec:
-    stages = tuple(
-        StageSpec(cpu_class, cpu_class=cpu_class, cores=(core,), memory_budget_bytes=budget_mb * 10**6)
-        for core, (cpu_class, budget_mb) in enumerate(zip(CLUSTERS[name], BUDGETS_MB, strict=True))
-    )
-    return ClusterSpec(stages, state=settings.output.with_suffix(".state").resolve())
-
-
-def _prompt(row: int, length: int, vocabulary: int) -> list[int]:
-    """Token ids that any model has, different in every prompt."""
-    return [(7919 * (row * length + at) + 31) % (vocabulary - 300) + 300 for at in range(length)]
+    return two_stages(name, settings.output.with_suffix(".state"))
 
 
 STEPS = {"rate": _rate, "run": _run, "perplexity": _perplexities, "table": _table}
