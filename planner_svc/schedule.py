@@ -60,12 +60,12 @@ class Schedule:
     def of(cls, workload: Workload, setting: Setting, max_prefill_tokens: int) -> "Schedule":
         """Cuts a workload.
 
-        There are as many frames as the sequences or the tokens need, whichever are more. Freed slots are refilled, so
-        the number of rounds follows from all requests and all slots, see `Workload.num_rounds`.
+        Freed slots are refilled, so the number of rounds follows from all requests and all slots, see
+        `Workload.num_rounds`.
         """
         requests = workload.num_requests
         sequences = min(setting.prefill_micro_batch, setting.num_slots)
-        num_frames = max(_ceil(requests, sequences), _ceil(workload.prompt_tokens, max_prefill_tokens))
+        num_frames = workload.num_prefill_frames(sequences, max_prefill_tokens)
         num_lanes = min(setting.num_lanes, _ceil(requests, setting.decode_micro_batch))
         num_rounds = workload.num_rounds(min(setting.num_slots, requests))
         occupancy = workload.decode_steps / (num_lanes * num_rounds) if num_rounds else 0.0

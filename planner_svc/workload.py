@@ -43,6 +43,7 @@ class Workload:
         output_tokens: Tokens of all answers.
         mean_cached_tokens: Mean over all decode steps of the tokens in the cache.
         steps: (decode steps of a request, number of such requests), longest first.
+        prompts: (tokens of a prompt, number of such prompts).
     """
 
     num_requests: int
@@ -53,6 +54,7 @@ class Workload:
     output_tokens: int
     mean_cached_tokens: float
     steps: tuple[tuple[int, int], ...]
+    prompts: tuple[tuple[int, int], ...]
 
     @classmethod
     def of(cls, buckets: Sequence[LengthBucket]) -> "Workload":
@@ -75,6 +77,7 @@ class Workload:
             output_tokens=sum(b.count * b.output_tokens for b in buckets),
             mean_cached_tokens=cached_tokens / decode_steps if decode_steps else 0.0,
             steps=tuple(sorted(steps.items(), reverse=True)),
+            prompts=tuple((b.prompt_tokens, b.count) for b in buckets),
         )
 
     @property
@@ -95,6 +98,18 @@ class Workload:
     def decode_load(self, num_sequences: float) -> Load:
         """The load of one decode step of `num_sequences` sequences at the mean cached length."""
         return Load.of(num_sequences, 1, self.mean_cached_tokens)
+
+    def num_prefill_frames(self, num_sequences: int, max_tokens: int) -> int:
+        """Frames that prompts take, of at most so many sequences and tokens each.
+
+        There are as many as the sequences or the tokens need, whichever are more. A prompt that is longer than a frame
+        is cut, and takes its last frame as well for itself: others start whole, and rarely fit beside it.
+        """
+        tokens = sum(
+            count * (prompt if prompt <= max_tokens else -(-prompt // max_tokens) * max_tokens)
+            for prompt, count in self.prompts
+        )
+        return max(-(-self.num_requests // num_sequences), -(-tokens // max_tokens))
 
     def num_rounds(self, num_slots: int) -> int:
         """Decode rounds until all requests are done, when a slot takes the next request as soon as it is free.

@@ -5,7 +5,10 @@ import heapq
 import pytest
 
 from llmpq.plan import LengthBucket
+from llmpq.schedule.scheduler import Limits
+from planner_svc.cost import StageTimes
 from planner_svc.schedule import Schedule, Setting
+from planner_svc.simulator import run
 from planner_svc.workload import Workload
 
 
@@ -50,3 +53,15 @@ def test_long_prompts_are_chunked() -> None:
     assert schedule.num_frames == 16
     assert schedule.prefill_load.num_rows == 250
     assert schedule.full_prefill_load.num_rows == 250
+
+
+@pytest.mark.parametrize("prompt_tokens", [1, 50, 100, 101, 250, 512])
+@pytest.mark.parametrize("num_sequences", [1, 2, 3])
+def test_frames_of_equal_prompts_are_those_of_the_scheduler(prompt_tokens: int, num_sequences: int) -> None:
+    """As many prefill frames are counted as the scheduler sends, whether prompts share frames or are cut."""
+    bucket, max_tokens = LengthBucket(prompt_tokens, 1, 7), 100
+    num_sequences = min(num_sequences, max(max_tokens // prompt_tokens, 1))
+    sent = run(
+        lambda _phase, _load: StageTimes((1.0,), (0.0,)), 1, Limits(num_sequences, max_tokens, 8, 1, 2), [bucket]
+    )
+    assert Workload.of([bucket]).num_prefill_frames(num_sequences, max_tokens) == sent.num_micro_batches
