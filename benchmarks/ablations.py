@@ -7,16 +7,19 @@
 What is in the file is not measured again. Of each plan: tokens per second of the median of three batches, perplexity,
 and seconds to plan. `theta` is what a unit of omega is worth in seconds; `indicator` says what quantizing a layer is
 thought to cost, within the same budget of omega; `phases` compares a micro-batch size for each phase with one for both,
-the best predicted that there is; `groups` has layers share stage and precision in groups. The figures hold for this
-machine: carry the ratios away.
+the best predicted that there is; `groups` has layers share stage and precision in groups. Every plan starts from the
+same profiles, which a few batches have corrected before, and does not profit from the runs of another one. The figures
+hold for this machine: carry the ratios away.
 """
 
 import argparse
 import asyncio
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mixed_cluster import MODEL, WORKLOADS, layer_counts, perplexity, run_batches, two_stages
@@ -27,9 +30,11 @@ from llmpq.local_mesh import local_mesh
 
 CLUSTER, WORKLOAD = "avx512+sse4", "balanced"
 PLANNING_S = 10.0
-_FREE = PlanOptions(time_limit_s=PLANNING_S)
+_FREE = PlanOptions(quality_weight=0.2, time_limit_s=PLANNING_S)
 #: May lose half of what w4 on every layer loses.
-_LIMITED = replace(_FREE, quality_budget=0.5)
+_LIMITED = PlanOptions(quality_budget=0.5, time_limit_s=PLANNING_S)
+#: Run before anything counts, because runs correct the profiles.
+_PREPARATIONS = (_FREE, _LIMITED, replace(_FREE, prefill_micro_batch=6, decode_micro_batch=6))
 
 #: The plans of each ablation by name; of several options, those with the least predicted time are run.
 ABLATIONS: dict[str, dict[str, Sequence[PlanOptions]]] = {
@@ -66,11 +71,25 @@ def main() -> None:
 
 
 def _measure(notebook: Notebook, name: str, choices: Sequence[PlanOptions], settings: argparse.Namespace) -> None:
-    state = settings.output.with_suffix(".state")
-    found = notebook.once(name, lambda: asyncio.run(_run(settings.model, choices, state)))
+    prepared = settings.output.with_suffix(".state")
+    notebook.once("prepared", lambda: asyncio.run(_prepare(settings.model, prepared)))
+
+    def run() -> dict[str, Any]:
+        with TemporaryDirectory() as folder:
+            state = shutil.copytree(prepared, Path(folder) / "state")
+            return asyncio.run(_run(settings.model, choices, state))
+
+    found = notebook.once(name, run)
     if "schemes" in found:
         schemes = found["schemes"]
         notebook.once(_perplexity_of(schemes), lambda: perplexity(settings.model, schemes, settings.tokens))
+
+
+async def _prepare(model: str, state: Path) -> list[Any]:
+    """Profiles the stages, and corrects the profiles by running batches."""
+    async with local_mesh(two_stages(CLUSTER, state)) as address, Client(address) as client:
+        await client.profile_devices(model)
+        return [await run_batches(client, model, WORKLOADS[WORKLOAD], options) for options in _PREPARATIONS]
 
 
 async def _run(model: str, choices: Sequence[PlanOptions], state: Path) -> dict[str, Any]:
