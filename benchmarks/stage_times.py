@@ -23,7 +23,16 @@ from stage_server.positions import PositionEncoding
 
 CPU = torch.device("cpu")
 #: Sequences, tokens cached of each, new tokens of each.
-MICRO_BATCHES = ((1, 150, 1), (8, 150, 1), (16, 150, 1), (32, 150, 1), (1, 0, 128), (4, 0, 128), (16, 0, 128))
+MICRO_BATCHES = (
+    (1, 150, 1),
+    (8, 150, 1),
+    (16, 150, 1),
+    (32, 150, 1),
+    (16, 600, 1),
+    (1, 0, 128),
+    (4, 0, 128),
+    (16, 0, 128),
+)
 NUM_RUNS = 9
 
 
@@ -39,14 +48,18 @@ def main() -> None:
     head = part.head
     assert head is not None  # noqa: S101 the second half ends in it
     print(f"{len(part.layers)} layers at {settings.scheme}, {torch.get_num_threads()} thread(s)")
-    print("| sequences x (cached + new) | layers | most likely tokens | logits |")
-    print("|---|---|---|---|")
+    print("| sequences x (cached + new) | layers | with an int8 cache | most likely tokens | logits |")
+    print("|---|---|---|---|---|")
     for num_sequences, cached, new in MICRO_BATCHES:
         layout = BatchLayout(tuple(range(num_sequences)), (cached,) * num_sequences, (new,) * num_sequences, CPU)
         states = torch.randn(num_sequences * new, loader.spec.hidden_size)
-        cache = empty_cache(part, loader, num_sequences, cached + new)
+        caches = [empty_cache(part, loader, num_sequences, cached + new, is_int8=is_int8) for is_int8 in (False, True)]
         last = states[new - 1 :: new]
-        jobs = ((part.hidden_states, (states, layout, cache)), (head.most_likely, (last,)), (head.logits, (last,)))
+        jobs = (
+            *((part.hidden_states, (states, layout, cache)) for cache in caches),
+            (head.most_likely, (last,)),
+            (head.logits, (last,)),
+        )
         times = " | ".join(f"{each:.2f}" for each in starmap(milliseconds, jobs))
         print(f"| {num_sequences} x ({cached} + {new}) | {times} |", flush=True)
 
@@ -59,7 +72,7 @@ def second_half(loader: ModelLoader, precision: LayerPrecision) -> ModelSlice:
     return ModelSlice(layers, None, loader.load_head(None, is_screened=True), encoding)
 
 
-def empty_cache(part: ModelSlice, loader: ModelLoader, num_slots: int, max_tokens: int) -> KvCache:
+def empty_cache(part: ModelSlice, loader: ModelLoader, num_slots: int, max_tokens: int, *, is_int8: bool) -> KvCache:
     """A cache that has no more room than the micro-batch needs."""
     return KvCache(
         num_layers=len(part.layers),
@@ -69,6 +82,7 @@ def empty_cache(part: ModelSlice, loader: ModelLoader, num_slots: int, max_token
         head_dim=loader.spec.head_dim,
         dtype=torch.float32,
         device=CPU,
+        is_int8=is_int8,
     )
 
 

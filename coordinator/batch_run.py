@@ -176,7 +176,7 @@ class BatchRun:
             scheduler = Scheduler(Limits.of_plan(plan), sequences)
             await Pipeline(deployment, scheduler, recorder.record, frames).run()
             recorder.report()
-        await self._mesh.planning.learn(plan, stages, meter.ratios(), frames.typical_decode)
+        await self._mesh.planning.learn(plan, stages, meter.ratios(), frames.unhindered_decode)
 
     async def _recover(self, error: MeshError, num_failures: int) -> None:
         """Says what happened, and lets the cluster notice who is gone."""

@@ -160,7 +160,7 @@ class Planning:
             plan: What ran.
             stages: The member behind each of its stages.
             ratios: Of each stage, measured over predicted times.
-            frame: A typical one of its decode frames, if it had any.
+            frame: One of its decode frames that was not held up on its way, if it had any.
         """
         shape = await asyncio.to_thread(read_shape, plan.model)
         if frame is not None:

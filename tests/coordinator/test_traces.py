@@ -4,9 +4,11 @@ import pytest
 from bench import Bench
 from mesh import completion
 
-from coordinator.traces import MAX_BATCHES, Traces
+from coordinator.traces import MAX_BATCHES, FrameLog, Traces
+from llmpq.device import Phase
 from llmpq.errors import NotFoundError
-from llmpq.trace import transits_ns
+from llmpq.frames import StageTiming
+from llmpq.trace import FrameTrace, transits_ns
 
 
 async def test_every_frame_of_a_batch_is_traced(bench: Bench) -> None:
@@ -32,6 +34,21 @@ async def test_a_batch_that_never_ran_has_no_trace(bench: Bench) -> None:
     async with bench.running():
         with pytest.raises(NotFoundError, match="0123"):
             await bench.client.trace("0123")
+
+
+def test_a_frame_that_was_not_held_up_stands_for_the_others() -> None:
+    """Of decode frames on their way for 1 to 8 ms it is the third; prefill frames do not count."""
+    frames = FrameLog()
+    for number, phase in enumerate([Phase.DECODE] * 8 + [Phase.PREFILL]):
+        sent_unix_ns = number * 10**9
+        way_ns = (number * 5 % 8 + 1) * 10**6
+        timing = StageTiming(0, wait_ns=0, compute_ns=0, start_unix_ns=sent_unix_ns)
+        frames.frames.append(FrameTrace(number, phase, 1, 1, 1, sent_unix_ns, sent_unix_ns + way_ns, (timing,)))
+
+    found = frames.unhindered_decode
+
+    assert found is not None
+    assert sum(transits_ns(found)) == 3 * 10**6
 
 
 def test_only_the_last_batches_are_kept() -> None:
