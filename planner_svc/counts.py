@@ -120,6 +120,7 @@ class CountsProgram:
         slowest: Columns of the slowest server, in prefill and in decode.
         time_rows: The first of the rows of stage times in prefill, and in decode.
         loop_rows: The first of the two rows, server and latency, of `timeline.closed_loop_s`.
+        budget_row: That of the quality budget, if there is one.
     """
 
     def __init__(self, problem: AssignmentProblem, data: ProgramData, kinds: Kinds) -> None:
@@ -202,6 +203,7 @@ class CountsProgram:
 
     def _keep_to_the_budget(self) -> None:
         """Q = Sum_rk OMEGA[r,k] * z[r,k] <= BUDGET, if there is one."""
+        self.budget_row = len(self._rows)
         if self._problem.quality_budget is not None:
             row = self._row()
             row[self._num_counts : self._slowest_prefill] = self._omega

@@ -2,8 +2,8 @@
 
 A candidate enters with a bound that costs microseconds (`SearchSpace.objective_bounds_s`) and comes back with that of
 the relaxed counts program, which costs about a millisecond. While it is still the most promising one, it is looked at
-more closely, with more time from look to look: by branch and bound over splits, or where a limit on quality or time or
-the size of the problem rules that out, by the counts program, and where layers are unlike by the full program.
+more closely, with more time from look to look: by branch and bound over splits, or where a deadline or the size of the
+problem rules that out, by the counts program, and where layers are unlike by the full program.
 The search ends when no candidate is left that could improve on the incumbent by more than the optimality gap that the
 options allow.
 """
@@ -166,7 +166,7 @@ class Search:
 
     def _split(self, problem: AssignmentProblem, number: int, limits: Mapping[str, float]) -> Solution | None:
         """What branch and bound over splits comes to; None where it does not apply or has done what it can."""
-        if number in self._beyond_splits or self._space.has_limits:
+        if number in self._beyond_splits or self._space.options.deadline_s:
             return None
         solution = solve_splits(problem, self._losses, **limits)
         if solution is None or solution.is_final:

@@ -1,7 +1,7 @@
 """Splits as paths: each stage takes a segment of layers from where the stage before it ended.
 
 With the times of the slowest server between two bounds, what is left of the objective adds up over the segments, and
-the best split is a shortest path from layer 0 to the last one. `branch` narrows the bounds.
+the best split is a shortest path from layer 0 to the last one. `splits` narrows the bounds.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Segments:
     Attributes:
         start, end: (segments) first layer, and the one after the last.
         times: (phases, segments) of the stage with this segment, in the units of `ProgramData`.
-        loss: (segments) theta * sum of omega.
+        loss: (segments) least sum of omega.
         counts: (segments, schemes) layers at each scheme.
     """
 
@@ -61,7 +61,7 @@ def _of_stage(
         starts = np.arange(max(low_start, low_end - length), min(high_start, high_end - length) + 1)
         row, start = np.repeat(np.flatnonzero(can_be), len(starts)), np.tile(starts, int(can_be.sum()))
         loss = losses.losses[length][row, start]
-        parts.append(Segments(start, start + length, times[:, row], data.theta * loss, counts[row]))
+        parts.append(Segments(start, start + length, times[:, row], loss, counts[row]))
     found = _joined(parts, problem.num_schemes)
     found = found.only(np.isfinite(found.loss))
     return found.only(np.argsort(found.end, kind="stable"))

@@ -15,10 +15,10 @@ from planner_svc.splits import solve_splits
 from tests.planner_svc.problems import all_assignments, brute_force_s, objective_s, random_problem
 
 
-def solved(problem: AssignmentProblem, *, cutoff_s: float = np.inf) -> Solution:
+def solved(problem: AssignmentProblem, *, cutoff_s: float = np.inf, relative_gap: float = 0.0) -> Solution:
     """What branch and bound comes to in the end."""
     losses = SegmentLosses(problem.omega)
-    solution = solve_splits(problem, losses, time_limit_s=20, cutoff_s=cutoff_s, relative_gap=0)
+    solution = solve_splits(problem, losses, time_limit_s=20, cutoff_s=cutoff_s, relative_gap=relative_gap)
     assert solution is not None
     assert solution.is_final
     return solution
@@ -46,6 +46,37 @@ def test_batch_after_batch_equals_brute_force(seed: int) -> None:
     """The same where batches follow one another, and fill and drain do not count."""
     problem = random_problem(seed)
     check(replace(problem, schedule=replace(problem.schedule, is_repeated=True)))
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("quality_budget", [0.1, 0.25, 0.6])
+def test_under_a_budget_bounds_hold_and_plans_keep_to_it(seed: int, quality_budget: float) -> None:
+    """Nothing is found that is over the budget, and no bound is above the best that keeps to it, if there is any."""
+    problem = random_problem(seed, quality_budget=quality_budget)
+    expected = brute_force_s(problem)
+    if not problem.fits():
+        pytest.skip("nothing fits in this draw")
+    solution = solved(problem)
+    assert solution.bound_s <= expected * (1 + 1e-6)
+    if solution.assignment is not None:
+        assert expected * (1 - 1e-6) <= objective_s(problem, solution.assignment) < np.inf
+
+
+def test_many_layers_leave_little_open_under_a_budget() -> None:
+    """With many layers there are splits just within the budget, and hardly anything is left between plan and bound."""
+    problem = random_problem(4)
+    omega = np.array([0.0, 0.1, 1.0]) * np.random.default_rng(0).lognormal(0, 0.7, (40, 1)) / 40
+    capacity_bytes = np.full(problem.num_stages, 3e6 * 40 / problem.num_stages)
+    problem = replace(problem, omega=omega, capacity_bytes=capacity_bytes, theta_s=0.0)
+    free = solved(problem, relative_gap=1e-3)
+    assert free.assignment is not None
+    loss = sum(omega[layer, scheme] for layer, scheme in enumerate(s for stage in free.assignment for s in stage))
+    limited = replace(problem, quality_budget=0.5 * loss)
+    solution = solved(limited, relative_gap=1e-3)
+    assert solution.assignment is not None
+    found = objective_s(limited, solution.assignment)
+    assert free.bound_s * (1 - 1e-9) <= solution.bound_s <= found < np.inf
+    assert solution.bound_s >= 0.99 * found
 
 
 @pytest.mark.parametrize("seed", range(12))
