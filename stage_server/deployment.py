@@ -85,6 +85,7 @@ class Deployment:
             worker.cancel()
             await asyncio.gather(worker, return_exceptions=True)
             self._fail(UnavailableError("The stage's deployment has ended.", subject=self.load.deployment_id))
+            del self._cache  # whoever still refers to this must not keep it: the next plan has room for one
 
     def submit(self, frame: Frame) -> None:
         """Checks a frame and queues it.

@@ -236,7 +236,7 @@ class Stage:
         self.deployment = None
         await self._deployed.aclose()
         self._deployed = AsyncExitStack()
-        give_back_free_memory()  # before the next cache is made: the plan has room for one
+        give_back_free_memory()
 
     def _release_weights(self) -> None:
         self._held = None

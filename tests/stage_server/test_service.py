@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from weakref import ref
 
 import grpc
 import numpy as np
@@ -376,6 +377,18 @@ async def test_bad_load_is_refused_and_the_deployment_stays(
         with pytest.raises(error, match=says):
             await load(address, replaced(load_request(directory, "127.0.0.1:1"), changes))
         assert stage.deployment is not None
+
+
+async def test_the_cache_of_an_ended_deployment_is_gone_before_the_next_one_is_made(save_model: SaveModel) -> None:
+    """Plans have room for one cache, and what has ended may be referred to a while longer."""
+    directory, _ = save_model("llama-bias")
+    async with result_sink() as (sink_address, _), stage_server() as (address, stage):
+        caches = []
+        for name in ("one", "two", "three"):
+            await load(address, load_request(directory, next_address=sink_address, deployment_id=name))
+            assert stage.deployment is not None
+            caches.append(ref(stage.deployment._cache))
+        assert [cache() is None for cache in caches] == [True, True, False]
 
 
 async def test_unknown_and_unrunnable_schemes_are_refused(save_model: SaveModel) -> None:
