@@ -3,7 +3,8 @@
 A sequence holds a KV slot from its first row to its last token. Slots belong to lanes of xi. All sequences of a lane
 decode together, one frame in flight per lane; several lanes keep all stages busy. A free slot is refilled by prefilling
 the next waiting request, which joins its lane's next round. A lane that was empty starts to decode only once all that
-it was given is prefilled, so with equal lengths the schedule is the paper's: prefill, then full decode rounds.
+it was given is prefilled, and the first lanes once nothing is being prefilled: otherwise the last of them would end alone,
+in a pipeline that it cannot fill. So with equal lengths the schedule is the paper's: prefill, then full decode rounds.
 """
 
 from collections import deque
@@ -143,9 +144,12 @@ class Scheduler:
         """The micro-batch of that number, if its result has not come yet."""
         return self._in_flight.get(frame_id, (None, None))[0]
 
+    @property
+    def _num_prefills_in_flight(self) -> int:
+        return sum(micro_batch.phase is Phase.PREFILL for micro_batch, _ in self._in_flight.values())
+
     def _next_prefill(self) -> MicroBatch | None:
-        num_prefills = sum(micro_batch.phase is Phase.PREFILL for micro_batch, _ in self._in_flight.values())
-        if num_prefills >= self._limits.prefills_in_flight:
+        if self._num_prefills_in_flight >= self._limits.prefills_in_flight:
             return None
         pieces = tuple(self._prefill_pieces())
         if not pieces:
@@ -183,7 +187,9 @@ class Scheduler:
         return None
 
     def _next_decode(self) -> MicroBatch | None:
-        """The next round of the lane that has waited longest."""
+        """The next round of the lane that has waited longest. The first lanes start together, so they end together."""
+        if self._num_prefills_in_flight and not any(lane.is_open for lane in self._lanes):
+            return None
         for lane in self._lanes:
             ready = lane.ready()
             if ready:

@@ -131,6 +131,7 @@ def test_equal_lengths_make_the_schedule_of_the_paper() -> None:
     sent = _run(limits, [_sequence(number, 10, 5) for number in range(8)]).sent
 
     prefills = [len(batch.pieces) for batch in sent if batch.phase is Phase.PREFILL]
+    assert [batch.phase for batch in sent[: len(prefills)]] == [Phase.PREFILL] * len(prefills), "lanes start together"
     rounds = [len(batch.pieces) for batch in sent if batch.phase is Phase.DECODE]
     assert prefills == [2] * 4
     assert rounds == [4] * 2 * 4
