@@ -3,8 +3,8 @@
 A sequence holds a KV slot from its first row to its last token. Slots belong to lanes of xi. All sequences of a lane
 decode together, one frame in flight per lane; several lanes keep all stages busy. A free slot is refilled by prefilling
 the next waiting request, which joins its lane's next round. A lane that was empty starts to decode only once all that
-it was given is prefilled, and the first lanes once nothing is being prefilled: otherwise the last of them would end alone,
-in a pipeline that it cannot fill. So with equal lengths the schedule is the paper's: prefill, then full decode rounds.
+it was given is prefilled, and the first lanes once nothing is being prefilled: otherwise the last of them would end
+alone, in a pipeline that it cannot fill. So with equal lengths the schedule is the paper's: prefill, then full rounds.
 """
 
 from collections import deque
