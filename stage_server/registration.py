@@ -57,9 +57,7 @@ async def _heartbeat(call: Any, interval_s: float, coordinator: str) -> None:
     answer = asyncio.ensure_future(_answer(call, coordinator))
     done, _ = await asyncio.wait({answer}, timeout=interval_s)
     if not done:
-        with suppress(
-            asyncio.InvalidStateError
-        ):  # the lease ended meanwhile; the answer says why
+        with suppress(asyncio.InvalidStateError):  # the lease ended meanwhile; the answer says why
             await call.write(pb.RegisterStageRequest(heartbeat=pb.Heartbeat()))
     try:
         async with asyncio.timeout(_ANSWER_TIMEOUT_S):
