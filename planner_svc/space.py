@@ -137,16 +137,18 @@ class SearchSpace:
         - lanes: 1 to stages + 1, of more than eight only every power of two and those near the stages; more cannot
           shorten a round;
         - xi: all requests in the cache at once, or in 2, 4, 8, ... waves where memory is short; at most a frame;
-        - eta: 1, 2, 4, ... up to a frame of mean prompts and to the slots, and that largest number itself.
+        - eta: 1, 2, 4, ... up to a frame of mean prompts and to the slots, and that largest number itself. Where
+          nothing is decoded, slots limit the frames in flight: they are to suffice for one more than stages.
         """
         requests = self.cost.workload.num_requests
+        frames_in_flight = 1 if self.cost.workload.decode_steps else len(order) + 1
         max_rows = self.cost.max_frame_rows(order)
         lanes = [self.options.num_lanes] if self.options.num_lanes else _lanes(min(len(order) + 1, requests))
         settings: dict[Setting, None] = {}
         for num_lanes in lanes:
             for decode_micro_batch in self._decode_sizes(num_lanes, min(requests, max_rows)):
                 slots = min(num_lanes * decode_micro_batch, requests)
-                largest = max(min(slots, int(max_rows / self.cost.workload.mean_prompt_tokens)), 1)
+                largest = max(min(slots // frames_in_flight, int(max_rows / self.cost.workload.mean_prompt_tokens)), 1)
                 for prefill_micro_batch in self._prefill_sizes(largest):
                     settings[Setting(prefill_micro_batch, decode_micro_batch, num_lanes)] = None
         return list(settings)

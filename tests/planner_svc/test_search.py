@@ -129,6 +129,14 @@ def test_settings_keep_every_slot_busy_or_save_memory(problem: PlanningProblem) 
     assert np.min([s.num_slots for s in settings]) == 1
 
 
+def test_prompts_alone_fill_the_pipeline(problem: PlanningProblem) -> None:
+    """Where nothing is decoded, slots suffice for one prefill frame more than stages, unless a frame is one sequence."""
+    workload = tuple(replace(bucket, output_tokens=1) for bucket in problem.workload)
+    settings = space_of(replace(problem, workload=workload)).settings(("fast", "slow"))
+    assert all(3 * s.prefill_micro_batch <= s.num_slots or s.prefill_micro_batch == 1 for s in settings)
+    assert max(s.prefill_micro_batch for s in settings) > 1
+
+
 def test_whatever_progress_raises_ends_the_search(problem: PlanningProblem) -> None:
     """The caller can stop a search from its progress callback."""
 
