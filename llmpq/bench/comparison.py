@@ -139,5 +139,6 @@ def _arguments(files: BenchFiles, workload: Workload, windows: Sequence[Sequence
         "cache": str(files.made),
         "num_sequences": len(workload.prompts),
         "max_length": workload.max_length,
+        "num_tokens": workload.num_tokens,
         "max_window": max(map(len, windows), default=0),
     }

@@ -31,6 +31,11 @@ class Workload:
         """Tokens of the longest request, prompt and answer."""
         return max(len(prompt) + limit for prompt, limit in zip(self.prompts, self.max_tokens, strict=True))
 
+    @property
+    def num_tokens(self) -> int:
+        """Most tokens of all requests, prompts and answers."""
+        return sum(map(len, self.prompts)) + sum(self.max_tokens)
+
     def shortened(self, max_tokens: int) -> "Workload":
         """The same prompts with short answers."""
         return replace(self, max_tokens=tuple(min(limit, max_tokens) for limit in self.max_tokens))

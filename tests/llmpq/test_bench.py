@@ -58,6 +58,7 @@ def test_prompts_have_their_lengths_and_no_prefix_in_common() -> None:
     assert len({prompt[0] for prompt in workload.prompts}) == 128
     assert set(workload.max_tokens) == {5}
     assert workload.max_length == 21
+    assert workload.num_tokens == len(workload.prompts) * 21
 
 
 def test_real_lengths_are_clipped_to_the_context() -> None:

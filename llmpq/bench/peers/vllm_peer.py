@@ -8,9 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-#: Sequences that vLLM computes at once unless told otherwise.
-_MAX_SEQUENCES = 256
-
 
 class Peer:
     """See `__main__`.
@@ -20,8 +17,8 @@ class Peer:
         threads: CPU threads.
         variant: `w8a8`, `fp32` or `bf16`; `w8a8-bf16` has bfloat16 activations.
         cache: A directory for the quantized checkpoint, made here once.
-        num_sequences: Most requests of a run.
-        max_length: Most tokens of a request, prompt and answer.
+        num_tokens: Most tokens of all requests of a run, prompts and answers.
+        max_length: Most tokens of one of them.
         max_window: Most tokens of a window to score.
         unused: What other systems want to know.
     """
@@ -35,7 +32,7 @@ class Peer:
         threads: int,
         variant: str,
         cache: str,
-        num_sequences: int,
+        num_tokens: int,
         max_length: int,
         max_window: int,
         **unused: Any,  # noqa: ARG002 the same job for all
@@ -44,7 +41,7 @@ class Peer:
         os.environ |= {
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_CPU_KVCACHE_SPACE": str(_kv_gib(model, min(num_sequences, _MAX_SEQUENCES) * max_length)),
+            "VLLM_CPU_KVCACHE_SPACE": str(_kv_gib(model, num_tokens + max_window)),
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
         }
         from vllm import LLM  # noqa: PLC0415 reads the environment
