@@ -80,10 +80,15 @@ def read_cluster_file(path: Path) -> ClusterSpec:
     return _Reader(path).cluster(document)
 
 
-def local_cluster(num_stages: int) -> ClusterSpec:
-    """A cluster of CPU stages that share this process's cores and four fifths of the free memory evenly."""
+def local_cluster(num_stages: int, *, num_systems: int = 1) -> ClusterSpec:
+    """A cluster of CPU stages that share this process's cores and four fifths of the free memory evenly.
+
+    Args:
+        num_stages: Stage servers.
+        num_systems: How many such clusters, or others that need as much, have to do with that memory.
+    """
     cores = sorted(os.sched_getaffinity(0))
-    budget_bytes = int(psutil.virtual_memory().available * _MEMORY_SHARE) // num_stages
+    budget_bytes = int(psutil.virtual_memory().available * _MEMORY_SHARE) // num_systems // num_stages
     stages = [
         StageSpec(f"cpu-{stage}", cores=_share(cores, stage, num_stages), memory_budget_bytes=budget_bytes)
         for stage in range(num_stages)

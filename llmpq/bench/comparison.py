@@ -78,7 +78,13 @@ class Comparison:
             systems: list[System] = []
             for scheme, num_stages, has_int8_kv_cache in meshes:
                 self._note(f"Starting a mesh of {num_stages} at {scheme} ...")
-                mesh = MeshSystem.started(str(files.source), scheme, num_stages, has_int8_kv_cache=has_int8_kv_cache)
+                mesh = MeshSystem.started(
+                    str(files.source),
+                    scheme,
+                    num_stages,
+                    has_int8_kv_cache=has_int8_kv_cache,
+                    num_systems=len(meshes) + len(peers),
+                )
                 systems.append(await stack.enter_async_context(mesh))
             for choice in peers:
                 self._note(f"Starting {choice.name} ...")

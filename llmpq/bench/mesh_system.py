@@ -50,11 +50,11 @@ class MeshSystem:
     @classmethod
     @asynccontextmanager
     async def started(
-        cls, model: str, scheme: str, num_stages: int, *, has_int8_kv_cache: bool
+        cls, model: str, scheme: str, num_stages: int, *, has_int8_kv_cache: bool, num_systems: int
     ) -> AsyncIterator["MeshSystem"]:
-        """Runs planner, coordinator and stage servers inside the block."""
+        """Runs planner, coordinator and stage servers inside the block; so many systems hold the model at a time."""
         with tempfile.TemporaryDirectory(prefix="llmpq-bench-") as state:
-            cluster = replace(local_cluster(num_stages), state=Path(state))
+            cluster = replace(local_cluster(num_stages, num_systems=num_systems), state=Path(state))
             num_cores = len({core for stage in cluster.stages for core in stage.cores})
             async with local_mesh(cluster) as coordinator, Client(coordinator) as client:
                 yield cls(client, model, scheme, num_stages, num_cores, has_int8_kv_cache=has_int8_kv_cache)

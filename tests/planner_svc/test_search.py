@@ -130,7 +130,7 @@ def test_settings_keep_every_slot_busy_or_save_memory(problem: PlanningProblem) 
 
 
 def test_prompts_alone_fill_the_pipeline(problem: PlanningProblem) -> None:
-    """Where nothing is decoded, slots suffice for one prefill frame more than stages, unless a frame is one sequence."""
+    """Where nothing is decoded, slots suffice for a prefill frame more than stages, unless each is one sequence."""
     workload = tuple(replace(bucket, output_tokens=1) for bucket in problem.workload)
     settings = space_of(replace(problem, workload=workload)).settings(("fast", "slow"))
     assert all(3 * s.prefill_micro_batch <= s.num_slots or s.prefill_micro_batch == 1 for s in settings)
