@@ -1,7 +1,6 @@
 """`llmpq bench throughput`."""
 
 import asyncio
-from importlib.resources import files
 from pathlib import Path
 from signal import SIGTERM
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ from llmpq.bench.picture import Bar
 from llmpq.bench.workload import equal_lengths, sharegpt_lengths
 from llmpq.cli import bench_output
 from llmpq.cli.bench_output import figure, figure_table, publish
-from llmpq.cli.eval_text import encoder, read_text
+from llmpq.cli.eval_text import encoder, read_text, shipped_text
 from llmpq.cli.options import known_scheme
 from llmpq.cli.terminal import note
 from llmpq.model import read_shape
@@ -134,9 +133,7 @@ def _peers(names: list[str] | None, directory: Path | None) -> list[PeerChoice]:
 
 
 def _text(path: Path | None) -> str:
-    if path:
-        return read_text(path)
-    return files("llmpq.bench").joinpath("data/wikitext_head.txt").read_text(encoding="utf-8")
+    return read_text(path) if path else shipped_text()
 
 
 def _table(title: str, document: dict[str, Any]) -> Table:

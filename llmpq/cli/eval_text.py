@@ -3,6 +3,7 @@
 import json
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Iterator
+from importlib.resources import files
 from io import IncrementalNewlineDecoder
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ _BLOCK_BYTES = 2**16
 def encoder(tokenizer: Any) -> Encode:
     """Encodes without special tokens: what is scored is the text and nothing else."""
     return lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def shipped_text() -> str:
+    """The head of WikiText-2, which comes with the package."""
+    return files("llmpq.bench").joinpath("data/wikitext_head.txt").read_text(encoding="utf-8")
 
 
 def first_tokens(encode: Encode, pieces: Iterable[str], count: int) -> list[int]:

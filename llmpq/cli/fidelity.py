@@ -12,6 +12,7 @@ import typer
 from llmpq.cli import options
 from llmpq.cli.collect import collect
 from llmpq.cli.connection import MeshChoice, model_path
+from llmpq.cli.eval_text import encoder, shipped_text
 from llmpq.cli.progress import StatusLines
 from llmpq.cli.tables import plain_table
 from llmpq.cli.terminal import print_json, stdout
@@ -21,9 +22,8 @@ from llmpq.fidelity import FidelityResult
 from llmpq.model import ModelShape, read_shape
 from llmpq.plan import PlanOptions
 from llmpq.schemes import SCHEMES
+from llmpq.tokenizer import load_tokenizer
 
-#: Token ids that a drawn prompt is made of: none of the first ones, which end answers.
-_FIRST_TOKEN = 300
 #: Prompt and new tokens of a drawn batch, in all.
 _MAX_PROMPT_TOKENS, _MAX_NEW_TOKENS = 3000, 500
 
@@ -136,8 +136,9 @@ async def _measure(
         slices = [result async for result in measuring] if num_workloads else []
         schemes = [name for name in SCHEMES if name in await _common_schemes(client, plan_options)]
         shape = await asyncio.to_thread(read_shape, model)
+        words = await asyncio.to_thread(_tokens_of_text, model) if num_runs else []
         batches = [
-            await _run(client, model, _draw_run(source, shape, schemes), plan_options)
+            await _run(client, model, _draw_run(source, shape, schemes, words), plan_options)
             for source in (random.Random(f"{seed} {number}") for number in range(num_runs))  # noqa: S311 no secret
         ]
     return slices, batches
@@ -161,14 +162,19 @@ class _DrawnRun:
     num_lanes: int
 
 
-def _draw_run(source: random.Random, shape: ModelShape, schemes: list[str]) -> _DrawnRun:
+def _tokens_of_text(model: str) -> list[int]:
+    """Of plain text: how long the head looks for the most likely token depends on how sure the model is."""
+    return encoder(load_tokenizer(model))(shipped_text())
+
+
+def _draw_run(source: random.Random, shape: ModelShape, schemes: list[str], words: list[int]) -> _DrawnRun:
     requests = source.choice((4, 8, 12, 16, 24))
     prompt_tokens = min(source.randint(16, 256), _MAX_PROMPT_TOKENS // requests, shape.max_positions // 2)
     new_tokens = min(source.randint(8, 64), _MAX_NEW_TOKENS // requests, shape.max_positions // 2)
     chosen = source.sample(schemes, source.randint(1, min(2, len(schemes))))
-    first = min(_FIRST_TOKEN, shape.vocab_size // 2)
+    begins = [source.randrange(len(words) - prompt_tokens) for _ in range(requests)]
     return _DrawnRun(
-        [[source.randrange(first, shape.vocab_size) for _ in range(prompt_tokens)] for _ in range(requests)],
+        [words[begin : begin + prompt_tokens] for begin in begins],
         new_tokens,
         layer_schemes=tuple(source.choice(chosen) for _ in range(shape.num_layers)),
         prefill_micro_batch=source.choice((1, 2, 4)),
