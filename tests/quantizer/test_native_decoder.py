@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from quantizer.native import build
-from quantizer.native.decoder import AttentionKind, DecoderKernels, RowNorm
+from quantizer.native.decoder import AttentionKind, CachedHeads, DecoderKernels, RowNorm
 from quantizer.native.library import Kernels, kernels, usable_instruction_sets
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason="the native library is not built on this host")
@@ -77,7 +77,7 @@ def test_what_is_not_a_number_stays_so(native: DecoderKernels) -> None:
     x = torch.randn(2, 64)
     x[1, 3] = torch.nan
     layout = torch.tensor([[0, 1], [0, 0], [1, 1]])
-    cache = torch.zeros(2, 1, 4, 16), torch.zeros(2, 1, 4, 16)
+    cache = CachedHeads(torch.zeros(2, 1, 4, 16), torch.zeros(2, 1, 4, 16))
     results = (
         native.norm(x, RowNorm(None, None, 1e-5, is_layer_norm=False)),
         native.gated_product(x, "silu"),
