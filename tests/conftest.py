@@ -1,5 +1,6 @@
 """Models that several tests need."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,11 @@ from llmpq.cache_dir import CACHE_VARIABLE
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
 SMOLLM2 = ROOT / "build" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def pytest_configure() -> None:
+    """Processes that tests start can be interrupted, also where the tests themselves run in the background of a shell."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
