@@ -17,7 +17,7 @@ SMOLLM2 = ROOT / "build" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def pytest_configure() -> None:
-    """Processes that tests start can be interrupted, also where the tests themselves run in the background of a shell."""
+    """Processes that tests start can be interrupted, also where the tests run in the background of a shell."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
