@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any
 import llmpq
 from llmpq.cache_dir import cache_directory
 from llmpq.code_digest import code_digest
+from llmpq.whole_file import write_whole
 
 #: What has a say in it, beside the model's files and our own code.
 _PACKAGES = ("gguf", "optimum", "tokenizers", "transformers")
@@ -36,10 +36,7 @@ def made_once(kind: str, fingerprint: str, make: Callable[[], dict[str, Any]]) -
     with IMPORTING:
         text = json.dumps(make())
     with suppress(OSError):  # a cache that cannot be written costs time only
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".new", delete=False, encoding="utf-8") as file:
-            file.write(text)
-        Path(file.name).replace(path)
+        write_whole(path, text)
     return _object(text)
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 
 from llmpq.errors import InvalidInputError
 from llmpq.messages import from_fields
+from llmpq.whole_file import write_whole
 
 T = TypeVar("T")
 
@@ -39,11 +39,7 @@ class MeasurementCache:
 
     def save(self, subject: object, measured: Sequence[Any]) -> None:
         """Saves a measurement, never empty; a crash leaves the file whole or absent. Raises OSError."""
-        path = self._path(type(measured[0]), subject)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".unfinished", delete=False) as file:
-            json.dump([asdict(entry) for entry in measured], file)
-        Path(file.name).replace(path)
+        write_whole(self._path(type(measured[0]), subject), json.dumps([asdict(entry) for entry in measured]))
 
     def _path(self, cls: type[Any], subject: object) -> Path:
         digest = hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()

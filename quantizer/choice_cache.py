@@ -7,12 +7,12 @@ missing.
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from llmpq.cache_dir import cache_directory
+from llmpq.whole_file import write_whole
 
 #: What this process has seen or found: it need not read again, nor measure again where nothing can be written.
 _seen: dict[Path, tuple[str, ...]] = {}
@@ -34,10 +34,7 @@ def remember(key: Mapping[str, str], answer: tuple[str, ...]) -> None:
     path = _file_of(key)
     _seen[path] = answer
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".new", delete=False) as file:
-            json.dump({"key": dict(key), "answer": answer}, file, indent=1)
-        Path(file.name).replace(path)
+        write_whole(path, json.dumps({"key": dict(key), "answer": answer}, indent=1))
 
 
 def _file_of(key: Mapping[str, str]) -> Path:

@@ -52,8 +52,9 @@ def perplexity(
       llmpq eval ppl --model m.gguf --text c4.jsonl --precisions plan.json
 
     [bold]JSON keys[/bold]: perplexity, tokens, scored_tokens, window, scheme (null
-    if planned or given layer by layer), group, rounding, symmetric, int8_kv_cache, precisions
-    (layers of each scheme), and those of `run-batch` without output and errors.
+    if planned or given layer by layer), group, rounding, symmetric, int8_kv_cache,
+    precisions (layers of each scheme), and those of `run-batch` without output
+    and errors.
     """
     mesh = MeshChoice.of_flags(coordinator, stages)
     plan_options = options.plan_options(

@@ -57,8 +57,8 @@ def tasks(
 
     [bold]JSON keys[/bold]: tasks (a list of task, kind, items, acc, acc_stderr,
     acc_norm, acc_norm_stderr, perplexity, samples), scheme (null if planned
-    or given layer by layer), group, rounding, symmetric, int8_kv_cache, precisions (layers
-    of each scheme), and those of `run-batch` without output and errors.
+    or given layer by layer), group, rounding, symmetric, int8_kv_cache, precisions
+    (layers of each scheme), and those of `run-batch` without output and errors.
     """
     mesh = MeshChoice.of_flags(coordinator, stages)
     plan_options = options.plan_options(

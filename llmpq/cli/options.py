@@ -163,7 +163,7 @@ def plan_options(
 ) -> PlanOptions:
     """The options that the flags ask for; a mesh started for the call uses all the stages that were asked for.
 
-    What a plan given as `precisions` says of group size and rounding holds where no flag says otherwise.
+    What a plan given as `precisions` says of group size, rounding and cache holds where no flag says otherwise.
 
     Raises:
         typer.BadParameter: Flags contradict each other, or have no effect on the schemes that are asked for.

@@ -18,7 +18,7 @@ _RUN = re.compile(r"(\w+)(?:\*(\d+))?")
 
 
 def given_precisions(value: str) -> PlanOptions:
-    """What `--precisions` asks for: each layer's scheme, and of a plan also its group size and rounding.
+    """What `--precisions` asks for: each layer's scheme, and of a plan also its group size, rounding and cache.
 
     Args:
         value: Runs of schemes, `w8*15,w4*15`; or the name of a .json file that has a plan.
@@ -65,5 +65,9 @@ def _of_plan(plan: Plan) -> PlanOptions:
     group_sizes = sorted({layer.group_size for layer in layers if SCHEMES[layer.scheme].is_grouped})
     if len(group_sizes) > 1:
         raise typer.BadParameter(f"The plan has layers in groups of {group_sizes}; one size can be served at a time.")
-    options = PlanOptions(layer_schemes=tuple(layer.scheme for layer in layers), rounding=plan.rounding)
+    options = PlanOptions(
+        layer_schemes=tuple(layer.scheme for layer in layers),
+        rounding=plan.rounding,
+        has_int8_kv_cache=plan.has_int8_kv_cache,
+    )
     return replace(options, group_size=group_sizes[0]) if group_sizes else options

@@ -80,11 +80,11 @@ def test_precisions_are_given_layer_by_layer(
 def test_a_plan_gives_the_precisions(
     terminal: Terminal, background_coordinator: FakeCoordinator, address: str, text: Path, tmp_path: Path
 ) -> None:
-    """What `plan --json` and `status --json` write can be served: schemes, group size and rounding; flags go before."""
+    """What `plan --json` and `status --json` write can be served as it is but for what flags say."""
     lengths = ("--batch", 8, "--prompt-len", 16, "--gen-len", 4)
     planned = terminal.run("plan", "--model", "m", *lengths, "--coordinator", address, "--json").out
     document = json.loads(planned)
-    document["plans"][0]["plan"]["rounding"] = {"method": "hqq", "is_symmetric": True}
+    document["plans"][0]["plan"] |= {"rounding": {"method": "hqq", "is_symmetric": True}, "has_int8_kv_cache": True}
     path = tmp_path / "plan.json"
     expected = [layer.scheme for stage in PLAN.stages for layer in stage.layers]
     for written in (document, document["plans"][0], document["plans"][0]["plan"]):
@@ -93,6 +93,7 @@ def test_a_plan_gives_the_precisions(
         options = background_coordinator.submissions[-1].plan_options
         assert list(options.layer_schemes) == expected
         assert (options.group_size, options.rounding.method, options.rounding.is_symmetric) == (64, "hqq", True)
+        assert options.has_int8_kv_cache
     ppl(terminal, address, text, "--precisions", path, "--rounding", "gptq", "--group", 0)
     options = background_coordinator.submissions[-1].plan_options
     assert (options.group_size, options.rounding.method, options.rounding.is_symmetric) == (0, "gptq", False)
