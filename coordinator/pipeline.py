@@ -10,7 +10,7 @@ from coordinator.deployment import Deployment
 from coordinator.racing import unless
 from coordinator.traces import FrameLog
 from llmpq.errors import InternalError, UnavailableError
-from llmpq.frames import DataType, Frame, FrameOutput, StageTiming, encode_frame
+from llmpq.frames import DataType, Frame, FrameOutput, StageTiming
 from llmpq.schedule.scheduler import MicroBatch, Scheduler
 from llmpq.schedule.sequence import Sequence as TokenSequence
 
@@ -60,8 +60,7 @@ class Pipeline:
     async def _send(self) -> None:
         while micro_batch := self._scheduler.next_micro_batch():
             self._frames.sent(micro_batch)
-            frame = frame_of(micro_batch, self._deployment.deployment_id)
-            await self._deployment.frames.send(encode_frame(frame))
+            await self._deployment.frames.send(frame_of(micro_batch, self._deployment.deployment_id))
 
     async def _receive(self) -> Frame:
         try:

@@ -25,7 +25,7 @@ from llmpq.batch import Batch, BatchOptions, PreviewedPlan
 from llmpq.device import DeviceDescription, DeviceProfile
 from llmpq.errors import InvalidInputError, LeaseExpiredError, MeshError
 from llmpq.fidelity import FidelityResult
-from llmpq.frames import decode_frame, encode_ack
+from llmpq.frames import Frame
 from llmpq.messages import from_message, to_message
 from llmpq.plan import LayerSensitivity, LengthBucket, PlanningProblem, PlanOptions
 from llmpq.rpc.link_probe import PROBE_DEPLOYMENT
@@ -320,13 +320,12 @@ class ResultReceiver:
     def __init__(self, router: ResultRouter) -> None:
         self._router = router
 
-    async def forward(self, incoming: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:  # noqa: ARG002
-        """Forward, as raw bytes; see the contract."""
-        async for raw in incoming:
-            frame = decode_frame(raw)
+    async def forward(self, incoming: AsyncIterator[Frame]) -> AsyncIterator[int]:
+        """Forward; see the contract."""
+        async for frame in incoming:
             if frame.deployment_id != PROBE_DEPLOYMENT:
                 self._router.deliver(frame)
-            yield encode_ack(frame.frame_id)
+            yield frame.frame_id
 
 
 async def _reported(work: Callable[[Report], Coroutine[Any, Any, T]]) -> AsyncGenerator[tuple[str, T | None], None]:

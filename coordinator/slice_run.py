@@ -10,7 +10,7 @@ from coordinator.fidelity_workloads import SliceWorkload
 from coordinator.results import ResultRouter
 from llmpq.device import Phase
 from llmpq.errors import UnavailableError
-from llmpq.frames import DataType, Frame, FrameOutput, encode_frame
+from llmpq.frames import DataType, Frame, FrameOutput
 from llmpq.model import ModelShape
 from llmpq.plan import LayerPrecision
 from llmpq.rpc.channel import MAX_PAYLOAD_BYTES
@@ -70,7 +70,7 @@ class SliceRun:
             async with ForwardStream(address) as frames:
 
                 async def compute_ms(phase: Phase, slots: Sequence[int], start: int, count: int) -> float:
-                    await frames.send(encode_frame(self._frame(phase, slots, start, count)))
+                    await frames.send(self._frame(phase, slots, start, count))
                     async with asyncio.timeout(_FRAME_TIMEOUT_S):
                         result = await results.get()
                     return result.timings[-1].compute_ns / 1e6

@@ -13,7 +13,7 @@ import torch
 
 from llmpq.device import Phase
 from llmpq.errors import InternalError, InvalidInputError, MeshError, PreconditionError, UnavailableError
-from llmpq.frames import DataType, Frame, StageTiming, encode_frame
+from llmpq.frames import DataType, Frame, StageTiming
 from llmpq.rpc.data_plane import ForwardStream
 from llmpq.stage_load import StageLoad
 from stage_server.device import ComputeDevice
@@ -24,6 +24,10 @@ from stage_server.model_slice import ModelSlice
 from stage_server.tensors import payload_of, tensor_of
 
 log = structlog.get_logger(__name__)
+
+#: While frames of more bytes wait to be computed, no further ones are taken up: small ones never wait for that, and of
+#: large ones only the next is in memory beside the one that is computed.
+_MAX_WAITING_BYTES = 4 * 2**20
 
 
 @dataclass
@@ -46,6 +50,10 @@ class Deployment:
         cache: Its KV cache.
         device: Where they are.
         executor: The one compute thread of this process.
+
+    Attributes:
+        has_room: Set while further frames may be submitted.
+        failure: What ended the deployment, once something has.
     """
 
     def __init__(
@@ -68,6 +76,9 @@ class Deployment:
         self._is_computing = False
         self._cached_tokens = [0] * cache.num_slots
         self._arrived: asyncio.Queue[tuple[Frame, int]] = asyncio.Queue()
+        self._waiting_bytes = 0
+        self.has_room = asyncio.Event()
+        self.has_room.set()
         self.failure: asyncio.Future[MeshError] = asyncio.get_running_loop().create_future()
 
     @property
@@ -105,6 +116,7 @@ class Deployment:
         for slot, start, count in zip(frame.slots, frame.starts, frame.counts, strict=True):
             self._cached_tokens[slot] = start + count
         self._arrived.put_nowait((frame, time.perf_counter_ns()))
+        self._count_waiting(len(frame.payload))
 
     async def _run(self) -> None:
         try:
@@ -127,13 +139,14 @@ class Deployment:
         while True:
             idle_since = time.perf_counter_ns()
             frame, arrived_ns = await self._arrived.get()
+            self._count_waiting(-len(frame.payload))
             self._is_computing = True
             self.counters.idle_ns += time.perf_counter_ns() - idle_since
             result = await loop.run_in_executor(self._executor, self._compute, frame, arrived_ns)
             self._is_computing = False
             if sending is not None:  # the next stage's window is full: this stage waits too
                 await sending
-            sending = tasks.create_task(next_stage.send(encode_frame(result)))
+            sending = tasks.create_task(next_stage.send(result))
             await asyncio.sleep(0)  # sending begins before computing, which may share its core, goes on
 
     def _compute(self, frame: Frame, arrived_ns: int) -> Frame:
@@ -162,6 +175,13 @@ class Deployment:
             payload=payload,
             timings=[*frame.timings, timing],
         )
+
+    def _count_waiting(self, num_bytes: int) -> None:
+        self._waiting_bytes += num_bytes
+        if self._waiting_bytes > _MAX_WAITING_BYTES:
+            self.has_room.clear()
+        else:
+            self.has_room.set()
 
     def _count(self, phase: Phase, compute_ns: int) -> None:
         self.counters.frames += 1

@@ -35,7 +35,7 @@ async def run(config: StageConfig) -> None:
 
         def add_services(server: grpc.aio.Server) -> None:
             stage_service_pb2_grpc.add_StageServiceServicer_to_server(StageServicer(stage), server)
-            add_forward_handler(server, lambda incoming, _: receive_frames(stage, incoming))
+            add_forward_handler(server, lambda incoming: receive_frames(stage, incoming))
 
         async with serving(config.listen, add_services, (STAGE_SERVICE, ACTIVATION_SERVICE)) as server:
             address = config.advertise or server.address

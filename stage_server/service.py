@@ -9,8 +9,7 @@ from typing import Any
 import grpc
 
 from llmpq.address import split_address
-from llmpq.errors import MeshError
-from llmpq.frames import decode_frame, encode_ack
+from llmpq.frames import Frame
 from llmpq.messages import from_message, to_message
 from llmpq.plan import StageMemory
 from llmpq.profile_request import ProfileRequest
@@ -19,6 +18,7 @@ from llmpq.rpc.link_probe import PROBE_DEPLOYMENT, measure_link
 from llmpq.stage_load import StageLoad
 from llmpq.v1 import plan_pb2, stage_service_pb2_grpc
 from llmpq.v1 import stage_service_pb2 as pb
+from stage_server.deployment import Deployment
 from stage_server.process_memory import process_bytes
 from stage_server.stage import Stage
 
@@ -120,42 +120,43 @@ class StageServicer(stage_service_pb2_grpc.StageServiceServicer):
         return pb.STAGE_STATE_FAILED if deployment.failure.done() else pb.STAGE_STATE_READY
 
 
-async def receive_frames(stage: Stage, incoming: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def receive_frames(stage: Stage, incoming: AsyncIterator[Frame]) -> AsyncIterator[int]:
     """ActivationService.Forward: queues each frame with its deployment and acknowledges it.
 
     Raises:
         MeshError: A frame was refused, or the deployment that the stream feeds has failed or ended.
     """
-    failure: asyncio.Future[MeshError] | None = None
+    deployment: Deployment | None = None
     while True:
-        raw = await _next_or_failure(incoming, failure)
-        if raw is None:
+        frame = await _next_or_failure(incoming, deployment)
+        if frame is None:
             return
-        frame = decode_frame(raw)
         if frame.deployment_id == PROBE_DEPLOYMENT:
-            yield encode_ack(frame.frame_id)
+            yield frame.frame_id
             continue
         deployment = stage.deployment_for(frame)
-        failure = deployment.failure
         deployment.submit(frame)
-        yield encode_ack(frame.frame_id)
+        yield frame.frame_id
 
 
-async def _next_or_failure(incoming: AsyncIterator[bytes], failure: asyncio.Future[MeshError] | None) -> bytes | None:
-    """The next message, or None at the end; raises the failure if that comes first."""
-    message: asyncio.Future[bytes | None] = asyncio.ensure_future(_next(incoming))
-    if failure is None:
-        return await message
+async def _next_or_failure(incoming: AsyncIterator[Frame], deployment: Deployment | None) -> Frame | None:
+    """The next frame, or None at the end; raises the failure of the deployment if that comes first."""
+    following: asyncio.Future[Frame | None] = asyncio.ensure_future(_next(incoming, deployment))
+    if deployment is None:
+        return await following
+    failure = deployment.failure
     try:
-        await asyncio.wait((message, failure), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((following, failure), return_when=asyncio.FIRST_COMPLETED)
         if failure.done():
             raise failure.result()
-        return message.result()
+        return following.result()
     finally:
-        message.cancel()
+        following.cancel()
 
 
-async def _next(incoming: AsyncIterator[bytes]) -> bytes | None:
+async def _next(incoming: AsyncIterator[Frame], deployment: Deployment | None) -> Frame | None:
+    if deployment is not None:
+        await deployment.has_room.wait()
     return await anext(incoming, None)
 
 

@@ -15,9 +15,17 @@ _DATA_TYPE = {torch_type: data_type for data_type, torch_type in _TORCH_TYPE.ite
 
 
 def tensor_of(frame: Frame, device: torch.device) -> torch.Tensor:
-    """The frame's payload as a tensor of its own on `device`."""
-    tensor = torch.empty(frame.dimensions, dtype=_TORCH_TYPE[frame.data_type])
-    tensor.view(-1).view(torch.uint8).numpy()[:] = np.frombuffer(frame.payload, dtype=np.uint8)
+    """The frame's payload as a tensor on `device`.
+
+    On the CPU a payload that was put together of several messages is not copied; one that is a part of a message is: it
+    is aligned to nothing, and cannot be written to.
+    """
+    payload = memoryview(frame.payload)
+    dtype = _TORCH_TYPE[frame.data_type]
+    if not payload.readonly:
+        return torch.frombuffer(payload, dtype=dtype).view(frame.dimensions).to(device)
+    tensor = torch.empty(frame.dimensions, dtype=dtype)
+    tensor.view(-1).view(torch.uint8).numpy()[:] = np.frombuffer(payload, dtype=np.uint8)
     return tensor.to(device)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from statistics import median
 
 from llmpq.bench.wire_echo import FrameReceiver
 from llmpq.device import Phase
-from llmpq.frames import DataType, Frame, FrameOutput, decode_frame, encode_frame
+from llmpq.frame_chunks import FrameAssembler, messages_of
+from llmpq.frames import DataType, Frame, FrameOutput
 from llmpq.mesh_process import MeshProcess
 from llmpq.rpc import serving
 from llmpq.rpc.data_plane import ForwardStream, add_forward_handler
@@ -71,7 +73,7 @@ async def _time_payload(there: ForwardStream, receiver: FrameReceiver, payload_b
     frame = _frame(payload_bytes)
 
     async def round_trip() -> None:
-        await there.send(encode_frame(frame))
+        await there.send(frame)
         await receiver.frames.get()
 
     for _ in range(_WARM_UP):
@@ -96,7 +98,7 @@ async def _stream(there: ForwardStream, receiver: FrameReceiver, frame: Frame, n
     started = time.perf_counter()
     for number in range(num_frames + _IN_FLIGHT):
         if number < num_frames:
-            await there.send(encode_frame(frame))
+            await there.send(frame)
         if number >= _IN_FLIGHT:
             await receiver.frames.get()
     return time.perf_counter() - started
@@ -104,8 +106,10 @@ async def _stream(there: ForwardStream, receiver: FrameReceiver, frame: Frame, n
 
 def _serialization_s(frame: Frame) -> float:
     """Median seconds to encode a frame and decode it."""
-    raw = encode_frame(frame)
-    return _median_s(lambda: encode_frame(frame)) + _median_s(lambda: decode_frame(raw))
+    messages = list(messages_of(frame))
+    assembler = FrameAssembler()
+    encode_s = _median_s(lambda: deque(messages_of(frame), maxlen=0))
+    return encode_s + _median_s(lambda: [assembler.take(raw) for raw in messages])
 
 
 def _median_s(work: Callable[[], object]) -> float:

@@ -6,11 +6,10 @@ python -m llmpq.bench.wire_echo --listen HOST:PORT --to HOST:PORT
 import argparse
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import uvloop
 
-from llmpq.frames import Frame, decode_frame, encode_ack, encode_frame
+from llmpq.frames import Frame
 from llmpq.rpc import announce, serving, until_signal
 from llmpq.rpc.data_plane import ForwardStream, add_forward_handler
 
@@ -21,12 +20,11 @@ class FrameReceiver:
     def __init__(self) -> None:
         self.frames: asyncio.Queue[Frame] = asyncio.Queue()
 
-    async def forward(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:  # noqa: ARG002 gRPC passes it
+    async def forward(self, incoming: AsyncIterator[Frame]) -> AsyncIterator[int]:
         """Handles a stream of frames."""
-        async for raw in requests:
-            frame = decode_frame(raw)
+        async for frame in incoming:
             self.frames.put_nowait(frame)
-            yield encode_ack(frame.frame_id)
+            yield frame.frame_id
 
 
 def main() -> None:
@@ -55,7 +53,7 @@ async def _echo(flags: argparse.Namespace) -> None:
 
 async def _send_back(receiver: FrameReceiver, back: ForwardStream) -> None:
     while True:
-        await back.send(encode_frame(await receiver.frames.get()))
+        await back.send(await receiver.frames.get())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from llmpq.bench.picture import Bar
 from llmpq.bench.wire import WireTiming, time_wire
 from llmpq.cli import bench_output
 from llmpq.cli.bench_output import figure_table, publish
-from llmpq.rpc.channel import MAX_PAYLOAD_BYTES
+from llmpq.frames import MAX_FRAME_BYTES
 from llmpq.units import format_bytes, parse_bytes
 
 _DEFAULT_PAYLOADS = ["4KiB", "64KiB", "256KiB", "1MiB", "4MiB"]
@@ -37,8 +37,8 @@ def wire(
     serialization_share.
     """
     sizes = [parse_bytes(size) // 4 * 4 for size in payload]
-    if not 0 < min(sizes) <= max(sizes) <= MAX_PAYLOAD_BYTES:
-        raise typer.BadParameter(f"A payload is from 4 bytes to {format_bytes(MAX_PAYLOAD_BYTES)}.")
+    if not 0 < min(sizes) <= max(sizes) <= MAX_FRAME_BYTES:
+        raise typer.BadParameter(f"A payload is from 4 bytes to {format_bytes(MAX_FRAME_BYTES)}.")
     machine = describe_machine()
     timings = uvloop.run(time_wire(sizes))
     table = figure_table(

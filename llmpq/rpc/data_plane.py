@@ -1,6 +1,6 @@
 """The data plane's two ends: a Forward stream to the next process, and the handler that receives one.
 
-Messages pass as raw bytes; `llmpq.frames` encodes and decodes them.
+gRPC sees raw bytes: frames become messages, and messages frames, in `llmpq.frame_chunks`.
 """
 
 from __future__ import annotations  # grpc's classes are generic for type checkers only
@@ -12,17 +12,24 @@ from typing import Any, Self
 import grpc
 
 from llmpq.errors import UnavailableError
-from llmpq.frames import FORWARD_METHOD, SERVICE_NAME
+from llmpq.frame_chunks import FrameAssembler, messages_of
+from llmpq.frames import FORWARD_METHOD, SERVICE_NAME, Frame, encode_ack
 from llmpq.rpc.channel import open_channel
 from llmpq.rpc.status import rpc_errors
 
-#: Receives raw frames in order and yields an acknowledgement for each.
-ForwardHandler = Callable[[AsyncIterator[bytes], "grpc.aio.ServicerContext[bytes, bytes]"], AsyncIterator[bytes]]
+#: Receives frames in order and yields the number of each that is to be acknowledged.
+ForwardHandler = Callable[[AsyncIterator[Frame]], AsyncIterator[int]]
 
 
 def add_forward_handler(server: grpc.aio.Server, handler: ForwardHandler) -> None:
-    """Serves ActivationService.Forward without parsing messages."""
-    method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(handler)
+    """Serves ActivationService.Forward."""
+
+    def forward(messages: AsyncIterator[bytes], _: object) -> AsyncIterator[int]:
+        return handler(_received(messages))
+
+    method: grpc.RpcMethodHandler[bytes, int] = grpc.stream_stream_rpc_method_handler(
+        forward, response_serializer=encode_ack
+    )
     name = FORWARD_METHOD.rpartition("/")[2]
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, {name: method}),))
 
@@ -49,11 +56,12 @@ class ForwardStream:
         self._call.cancel()
         await self._channel.close()
 
-    async def send(self, raw: bytes) -> None:
-        """Sends a frame; waits while the neighbour's window is full. Raises as `watch`."""
+    async def send(self, frame: Frame) -> None:
+        """Sends a frame, one at a time; waits while the neighbour's window is full. Raises as `watch`."""
         try:
             with rpc_errors(self._address):
-                await self._call.write(raw)
+                for raw in messages_of(frame):
+                    await self._call.write(raw)
         except asyncio.InvalidStateError as error:  # the stream has ended already; `watch` knows why
             raise UnavailableError(f"{self._address} has ended the stream of frames.", subject=self._address) from error
 
@@ -76,3 +84,12 @@ class ForwardStream:
 
     def _ended(self) -> UnavailableError:
         return UnavailableError(f"{self._address} ended the stream of frames.", subject=self._address)
+
+
+async def _received(messages: AsyncIterator[bytes]) -> AsyncIterator[Frame]:
+    assembler = FrameAssembler()
+    async for raw in messages:
+        frame = assembler.take(raw)
+        if frame is not None:
+            yield frame
+    assembler.end()

@@ -6,7 +6,7 @@ from statistics import median
 import numpy as np
 
 from llmpq.device import LinkProfile, Phase
-from llmpq.frames import DataType, Frame, encode_frame
+from llmpq.frames import DataType, Frame
 from llmpq.rpc.data_plane import ForwardStream
 
 #: Named by frames that only measure the way: whoever receives one acknowledges it and forgets it.
@@ -64,7 +64,7 @@ async def _round_trip_s(stream: ForwardStream, num_bytes: int) -> float:
     durations = []
     for _ in range(_NUM_RUNS):
         started = time.perf_counter()
-        await stream.send(encode_frame(frame))
+        await stream.send(frame)
         await stream.acknowledged()
         durations.append(time.perf_counter() - started)
     return median(durations)

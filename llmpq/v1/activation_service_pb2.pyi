@@ -4,6 +4,16 @@ isort:skip_file
 The data plane. One frame is one micro-batch on its way through the pipeline: token ids into the first stage,
 hidden states between stages, results from the last stage to the coordinator, which serves this same service.
 
+A frame whose payload has at most 4 MiB is one message. A larger one is cut by rows (entries of its first dimension)
+into several, which follow one another on the stream with nothing between them:
+
+  1. the first is the frame itself, with `dimensions` of all rows, a `payload` of the first ones, and `has_more`;
+  2. each further one has `deployment_id`, `frame_id`, `first_row`, `payload_crc32` and `payload`, and all but the
+     last have `has_more`. What else they say is not read.
+
+The payloads one after another are the tensor. Each has whole rows and at most 4 MiB; where a frame is cut is up to
+the sender. A frame has at most 1 GiB.
+
 It is a service of its own so that an implementation MAY replace the serializer: `payload` has the highest field
 number, hence comes last on the wire, and can be written and read without copying.
 """
@@ -157,7 +167,9 @@ Global___StageTiming: _TypeAlias = StageTiming  # noqa: Y015
 
 @_typing.final
 class ForwardRequest(_message.Message):
-    """A frame. Its rows are the new tokens of its sequences, one sequence after another, without padding."""
+    """A frame, or rows of one that is cut. Rows are the new tokens of its sequences, one sequence after another, without
+    padding.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -175,6 +187,8 @@ class ForwardRequest(_message.Message):
     DATA_TYPE_FIELD_NUMBER: _builtins.int
     DIMENSIONS_FIELD_NUMBER: _builtins.int
     PAYLOAD_CRC32_FIELD_NUMBER: _builtins.int
+    FIRST_ROW_FIELD_NUMBER: _builtins.int
+    HAS_MORE_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
     """Deployment the frame belongs to, as given to LoadStage."""
@@ -187,9 +201,13 @@ class ForwardRequest(_message.Message):
     data_type: Global___DataType.ValueType
     """Element type of the payload."""
     payload_crc32: _builtins.int
-    """CRC-32 (ISO-HDLC, as in zlib) of the payload."""
+    """CRC-32 (ISO-HDLC, as in zlib) of this message's payload."""
+    first_row: _builtins.int
+    """Row that this message's payload begins with; 0 in the first message of a frame."""
+    has_more: _builtins.bool
+    """Whether further rows of this frame follow in the next message."""
     payload: _builtins.bytes
-    """The tensor. MUST be the last field on the wire."""
+    """The tensor, or whole rows of it. MUST be the last field on the wire."""
     @_builtins.property
     def slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """KV cache slot of each sequence."""
@@ -222,7 +240,9 @@ class ForwardRequest(_message.Message):
 
     @_builtins.property
     def dimensions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Shape of the payload: (rows) for token ids, (rows, hidden) for hidden states, (results) for results."""
+        """Shape of the payload of the whole frame: (rows) for token ids, (rows, hidden) for hidden states, (results) for
+        results.
+        """
 
     def __init__(
         self,
@@ -241,11 +261,13 @@ class ForwardRequest(_message.Message):
         data_type: Global___DataType.ValueType = ...,
         dimensions: _abc.Iterable[_builtins.int] | None = ...,
         payload_crc32: _builtins.int = ...,
+        first_row: _builtins.int = ...,
+        has_more: _builtins.bool = ...,
         payload: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "data_type", b"data_type", "deployment_id", b"deployment_id", "dimensions", b"dimensions", "emits", b"emits", "frame_id", b"frame_id", "output", b"output", "payload", b"payload", "payload_crc32", b"payload_crc32", "phase", b"phase", "sampling", b"sampling", "slots", b"slots", "starts", b"starts", "targets", b"targets", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "data_type", b"data_type", "deployment_id", b"deployment_id", "dimensions", b"dimensions", "emits", b"emits", "first_row", b"first_row", "frame_id", b"frame_id", "has_more", b"has_more", "output", b"output", "payload", b"payload", "payload_crc32", b"payload_crc32", "phase", b"phase", "sampling", b"sampling", "slots", b"slots", "starts", b"starts", "targets", b"targets", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -47,16 +47,17 @@ class ActivationServiceServicer:
     """
 
     def Forward(self, request_iterator, context):
-        """One long stream per neighbour. The receiver acknowledges each frame once it has checked and queued it, before
-        computing; frames are computed in the order they arrive. Back-pressure is HTTP/2's: a sender MUST await each
-        write.
+        """One long stream per neighbour. The receiver acknowledges each frame (not each of its messages) once it has checked
+        and queued it, before computing; frames are computed in the order they arrive. Back-pressure is HTTP/2's: a sender
+        MUST await each write, and a receiver may leave messages unread while large frames wait to be computed.
 
         The sender closes the stream when the deployment ends. A broken stream means that frames may be lost; the
         coordinator then loads a new deployment and prefills again from its journal.
 
         Errors (they end the stream):
         - FAILED_PRECONDITION: the stage holds no deployment, or another one than the frame names. Load again.
-        - INVALID_ARGUMENT: a frame that contradicts itself (slots out of range, shape and payload of different sizes).
+        - INVALID_ARGUMENT: a frame that contradicts itself (slots out of range, shape and payload of different sizes), or
+        messages that do not make one: rows missing, repeated, or of another frame.
         - DATA_LOSS: the payload does not match its checksum. Load again; suspect the network or the memory.
         - UNAVAILABLE: this stage cannot reach the next one, or is shutting down. Load again.
         - INTERNAL: computing failed; the message says where.

@@ -4,6 +4,16 @@ isort:skip_file
 The data plane. One frame is one micro-batch on its way through the pipeline: token ids into the first stage,
 hidden states between stages, results from the last stage to the coordinator, which serves this same service.
 
+A frame whose payload has at most 4 MiB is one message. A larger one is cut by rows (entries of its first dimension)
+into several, which follow one another on the stream with nothing between them:
+
+  1. the first is the frame itself, with `dimensions` of all rows, a `payload` of the first ones, and `has_more`;
+  2. each further one has `deployment_id`, `frame_id`, `first_row`, `payload_crc32` and `payload`, and all but the
+     last have `has_more`. What else they say is not read.
+
+The payloads one after another are the tensor. Each has whole rows and at most 4 MiB; where a frame is cut is up to
+the sender. A frame has at most 1 GiB.
+
 It is a service of its own so that an implementation MAY replace the serializer: `payload` has the highest field
 number, hence comes last on the wire, and can be written and read without copying.
 """
@@ -22,16 +32,17 @@ class ActivationServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Forward: _aio.StreamStreamMultiCallable[_activation_service_pb2.ForwardRequest, _activation_service_pb2.ForwardResponse]
-    """One long stream per neighbour. The receiver acknowledges each frame once it has checked and queued it, before
-    computing; frames are computed in the order they arrive. Back-pressure is HTTP/2's: a sender MUST await each
-    write.
+    """One long stream per neighbour. The receiver acknowledges each frame (not each of its messages) once it has checked
+    and queued it, before computing; frames are computed in the order they arrive. Back-pressure is HTTP/2's: a sender
+    MUST await each write, and a receiver may leave messages unread while large frames wait to be computed.
 
     The sender closes the stream when the deployment ends. A broken stream means that frames may be lost; the
     coordinator then loads a new deployment and prefills again from its journal.
 
     Errors (they end the stream):
     - FAILED_PRECONDITION: the stage holds no deployment, or another one than the frame names. Load again.
-    - INVALID_ARGUMENT: a frame that contradicts itself (slots out of range, shape and payload of different sizes).
+    - INVALID_ARGUMENT: a frame that contradicts itself (slots out of range, shape and payload of different sizes), or
+      messages that do not make one: rows missing, repeated, or of another frame.
     - DATA_LOSS: the payload does not match its checksum. Load again; suspect the network or the memory.
     - UNAVAILABLE: this stage cannot reach the next one, or is shutting down. Load again.
     - INTERNAL: computing failed; the message says where.
@@ -46,16 +57,17 @@ class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _abc.AsyncIterator[_activation_service_pb2.ForwardRequest],
         context: _aio.ServicerContext[_abc.AsyncIterator[_activation_service_pb2.ForwardRequest], _abc.AsyncIterator[_activation_service_pb2.ForwardResponse]],
     ) -> _abc.AsyncIterator[_activation_service_pb2.ForwardResponse]:
-        """One long stream per neighbour. The receiver acknowledges each frame once it has checked and queued it, before
-        computing; frames are computed in the order they arrive. Back-pressure is HTTP/2's: a sender MUST await each
-        write.
+        """One long stream per neighbour. The receiver acknowledges each frame (not each of its messages) once it has checked
+        and queued it, before computing; frames are computed in the order they arrive. Back-pressure is HTTP/2's: a sender
+        MUST await each write, and a receiver may leave messages unread while large frames wait to be computed.
 
         The sender closes the stream when the deployment ends. A broken stream means that frames may be lost; the
         coordinator then loads a new deployment and prefills again from its journal.
 
         Errors (they end the stream):
         - FAILED_PRECONDITION: the stage holds no deployment, or another one than the frame names. Load again.
-        - INVALID_ARGUMENT: a frame that contradicts itself (slots out of range, shape and payload of different sizes).
+        - INVALID_ARGUMENT: a frame that contradicts itself (slots out of range, shape and payload of different sizes), or
+          messages that do not make one: rows missing, repeated, or of another frame.
         - DATA_LOSS: the payload does not match its checksum. Load again; suspect the network or the memory.
         - UNAVAILABLE: this stage cannot reach the next one, or is shutting down. Load again.
         - INTERNAL: computing failed; the message says where.

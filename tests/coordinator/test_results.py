@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 from bench import Bench
+from raw_stream import forward_messages
 
 from coordinator.pipeline import frame_of, values_of
 from llmpq.errors import CorruptDataError, InternalError, InvalidInputError
-from llmpq.frames import DataType, Frame, FrameOutput, Sampling, decode_frame, encode_frame
+from llmpq.frames import DataType, Frame, FrameOutput, Sampling, encode_frame
 from llmpq.rpc import open_channel
-from llmpq.rpc.data_plane import ForwardStream
 from llmpq.schedule.scheduler import Limits, MicroBatch, Scheduler
 from llmpq.schedule.sequence import Sequence
 from llmpq.v1 import activation_service_pb2 as pb
@@ -34,7 +34,7 @@ def _result(payload: bytes, data_type: DataType = DataType.INT32) -> Frame:
 
 def test_a_frame_packs_the_rows_of_its_sequences() -> None:
     """Rows stand one sequence after another; with every sequence greedy there is nothing to say about sampling."""
-    frame = decode_frame(encode_frame(frame_of(_prefill(_sequence([5, 6, 7], 1), _sequence([8], 1)), "d")))
+    frame = frame_of(_prefill(_sequence([5, 6, 7], 1), _sequence([8], 1)), "d")
 
     assert memoryview(frame.payload).cast("i").tolist() == [5, 6, 7, 8]
     assert (frame.slots, frame.starts, frame.counts, frame.emits) == ([0, 1], [0, 0], [3, 1], [True, True])
@@ -88,7 +88,6 @@ async def test_results_of_an_old_deployment_are_dropped(bench: Bench) -> None:
 )
 async def test_a_damaged_result_ends_the_stream(bench: Bench, raw: bytes, error: type[Exception]) -> None:
     """A result that does not match its checksum is DATA_LOSS, and what is no frame INVALID_ARGUMENT."""
-    async with bench.running(), ForwardStream(bench.address) as stream:
-        await stream.send(raw)
+    async with bench.running():
         with pytest.raises(error):
-            await stream.watch()
+            await forward_messages(bench.address, [raw])

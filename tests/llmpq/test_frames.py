@@ -12,6 +12,7 @@ import pytest
 
 from llmpq.device import Phase
 from llmpq.errors import CorruptDataError, InvalidInputError
+from llmpq.frame_chunks import FrameAssembler
 from llmpq.frames import (
     FORWARD_METHOD,
     SERVICE_NAME,
@@ -20,7 +21,6 @@ from llmpq.frames import (
     FrameOutput,
     Sampling,
     StageTiming,
-    decode_frame,
     encode_ack,
     encode_frame,
 )
@@ -65,6 +65,13 @@ FRAMES = pytest.mark.parametrize(
     [FULL, SCORES, TOKENS_IN, EMPTY, HALVES, LARGE],
     ids=["full", "scores", "tokens in", "empty", "halves", "large"],
 )
+
+
+def decode_frame(raw: bytes) -> Frame:
+    """The frame that is one message."""
+    frame = FrameAssembler().take(raw)
+    assert frame is not None
+    return frame
 
 
 @FRAMES

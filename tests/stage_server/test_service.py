@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from parity_models import VOCABULARY, SaveModel
+from raw_stream import forward_messages
 
 from llmpq.device import Phase
 from llmpq.errors import (
@@ -29,8 +30,6 @@ from llmpq.frames import (
     Frame,
     FrameOutput,
     Sampling,
-    decode_frame,
-    encode_ack,
     encode_frame,
 )
 from llmpq.model import read_shape
@@ -54,12 +53,11 @@ class ResultSink:
     def __init__(self) -> None:
         self.results: asyncio.Queue[Frame] = asyncio.Queue()
 
-    async def receive(self, incoming: AsyncIterator[bytes], _: object) -> AsyncIterator[bytes]:
+    async def receive(self, incoming: AsyncIterator[Frame]) -> AsyncIterator[int]:
         """ActivationService.Forward."""
-        async for raw in incoming:
-            frame = decode_frame(raw)
+        async for frame in incoming:
             self.results.put_nowait(frame)
-            yield encode_ack(frame.frame_id)
+            yield frame.frame_id
 
 
 @asynccontextmanager
@@ -72,7 +70,7 @@ async def stage_server(
 
         def add(server: grpc.aio.Server) -> None:
             stage_service_pb2_grpc.add_StageServiceServicer_to_server(StageServicer(stage), server)
-            add_forward_handler(server, lambda incoming, _: receive_frames(stage, incoming))
+            add_forward_handler(server, lambda incoming: receive_frames(stage, incoming))
 
         async with serving("127.0.0.1:0", add, ("llmpq.v1.StageService", SERVICE_NAME)) as server:
             yield server.address, stage
@@ -171,7 +169,7 @@ async def test_tokens_through_stages_equal_transformers(save_model: SaveModel, n
     directory, model = save_model("llama-gqa-untied")
     async with pipeline(directory, num_stages) as (stream, sink):
         sequences = [list(prompt) for prompt in PROMPTS]
-        await stream.send(encode_frame(token_frame(0, Phase.PREFILL, sequences, (0, 0, 0))))
+        await stream.send(token_frame(0, Phase.PREFILL, sequences, (0, 0, 0)))
         for step in range(1, 9):
             result = await sink.results.get()
             assert [timing.stage for timing in result.timings] == list(range(num_stages))
@@ -179,7 +177,7 @@ async def test_tokens_through_stages_equal_transformers(save_model: SaveModel, n
             for sequence, token in zip(sequences, int32_of(result), strict=True):
                 sequence.append(token)
             last = [sequence[-1:] for sequence in sequences]
-            await stream.send(encode_frame(token_frame(step, Phase.DECODE, last, starts)))
+            await stream.send(token_frame(step, Phase.DECODE, last, starts))
 
     for prompt, sequence in zip(PROMPTS, sequences, strict=True):
         expected = model.generate(torch.tensor([prompt]), max_new_tokens=8, min_new_tokens=8, do_sample=False)
@@ -193,7 +191,7 @@ async def test_scores_equal_log_softmax(save_model: SaveModel) -> None:
     targets = [*prompt[1:], -1]
     async with pipeline(directory, 2) as (stream, sink):
         frame = token_frame(0, Phase.PREFILL, [prompt], (0,), output=FrameOutput.SCORES, emits=[], targets=targets)
-        await stream.send(encode_frame(frame))
+        await stream.send(frame)
         result = await sink.results.get()
 
     with torch.no_grad():
@@ -212,7 +210,7 @@ async def test_stages_may_compute_in_different_types(save_model: SaveModel, narr
     async with pipeline(directory, 2, dtypes) as (stream, sink):
         targets = [*prompt[1:], -1]
         frame = token_frame(0, Phase.PREFILL, [prompt], (0,), output=FrameOutput.SCORES, emits=[], targets=targets)
-        await stream.send(encode_frame(frame))
+        await stream.send(frame)
         result = await sink.results.get()
 
     with torch.no_grad():
@@ -226,8 +224,8 @@ async def test_only_emitting_sequences_return_tokens(save_model: SaveModel) -> N
     directory, model = save_model("llama-mha-tied")
     prompt = PROMPTS[2]
     async with pipeline(directory, 1) as (stream, sink):
-        await stream.send(encode_frame(token_frame(0, Phase.PREFILL, [prompt[:4]], (0,), emits=[False])))
-        await stream.send(encode_frame(token_frame(1, Phase.PREFILL, [prompt[4:]], (4,))))
+        await stream.send(token_frame(0, Phase.PREFILL, [prompt[:4]], (0,), emits=[False]))
+        await stream.send(token_frame(1, Phase.PREFILL, [prompt[4:]], (4,)))
         first, second = await sink.results.get(), await sink.results.get()
 
     expected = model.generate(torch.tensor([prompt]), max_new_tokens=1, do_sample=False)[0, -1]
@@ -280,7 +278,7 @@ async def test_bad_frame_ends_the_stream_with_a_typed_error(
     """A frame that does not belong here is refused by name and never computed."""
     directory, _ = save_model("opt")
     async with pipeline(directory, 1) as (stream, sink):
-        await stream.send(encode_frame(replace(token_frame(0, Phase.PREFILL, PROMPTS, (0, 0, 0)), **changes)))
+        await stream.send(replace(token_frame(0, Phase.PREFILL, PROMPTS, (0, 0, 0)), **changes))
         with pytest.raises(error, match=says):
             await stream.watch()
         assert sink.results.empty()
@@ -289,18 +287,19 @@ async def test_bad_frame_ends_the_stream_with_a_typed_error(
 async def test_corrupt_payload_is_data_loss(save_model: SaveModel) -> None:
     """A payload that was changed on the way is refused as DATA_LOSS."""
     directory, _ = save_model("opt")
-    async with pipeline(directory, 1) as (stream, _):
-        raw = bytearray(encode_frame(token_frame(0, Phase.PREFILL, PROMPTS, (0, 0, 0))))
-        raw[-4] ^= 1
-        await stream.send(bytes(raw))
+    raw = bytearray(encode_frame(token_frame(0, Phase.PREFILL, PROMPTS, (0, 0, 0))))
+    raw[-4] ^= 1
+    async with stage_server() as (address, _), result_sink() as (sink_address, sink):
+        await load(address, load_request(directory, sink_address))
         with pytest.raises(CorruptDataError, match="checksum"):
-            await stream.watch()
+            await forward_messages(address, [bytes(raw)])
+        assert sink.results.empty()
 
 
 async def test_frame_to_an_empty_stage_is_refused() -> None:
     """A stage that holds nothing says so instead of computing."""
     async with stage_server() as (address, _), ForwardStream(address) as stream:
-        await stream.send(encode_frame(token_frame(0, Phase.PREFILL, PROMPTS, (0, 0, 0))))
+        await stream.send(token_frame(0, Phase.PREFILL, PROMPTS, (0, 0, 0)))
         with pytest.raises(PreconditionError, match="holds no deployment"):
             await stream.watch()
 
@@ -311,7 +310,7 @@ async def test_unreachable_next_stage_ends_the_stream(save_model: SaveModel) -> 
     async with stage_server() as (address, _), open_channel(address) as channel:
         await load(address, load_request(directory, "127.0.0.1:1"))
         async with ForwardStream(address) as stream:
-            await stream.send(encode_frame(token_frame(0, Phase.PREFILL, PROMPTS, (0, 0, 0))))
+            await stream.send(token_frame(0, Phase.PREFILL, PROMPTS, (0, 0, 0)))
             with pytest.raises(UnavailableError):
                 await stream.watch()
         stub = stage_service_pb2_grpc.StageServiceStub(channel)

@@ -19,7 +19,7 @@ import grpc
 
 from llmpq.device import DeviceDescription, ModelPart, Phase
 from llmpq.errors import DoesNotFitError, InternalError, PreconditionError
-from llmpq.frames import DataType, Frame, FrameOutput, StageTiming, decode_frame, encode_ack, encode_frame
+from llmpq.frames import DataType, Frame, FrameOutput, StageTiming
 from llmpq.messages import to_message
 from llmpq.rpc import open_channel, serving
 from llmpq.rpc.data_plane import ForwardStream, add_forward_handler
@@ -209,23 +209,22 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         link = plan_pb2.LinkProfile(sender_id=self.device_id, latency_ns=LINK_LATENCY_NS, bytes_per_s=10**9)
         return pb.MeasureLinkResponse(link=link)
 
-    async def forward(self, incoming: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:  # noqa: ARG002
+    async def forward(self, incoming: AsyncIterator[Frame]) -> AsyncIterator[int]:
         """ActivationService.Forward."""
-        async for raw in incoming:
-            frame = decode_frame(raw)
+        async for frame in incoming:
             if frame.deployment_id == PROBE_DEPLOYMENT:
-                yield encode_ack(frame.frame_id)
+                yield frame.frame_id
                 continue
             if not self.loads or frame.deployment_id != self.loads[-1].deployment_id:
                 raise PreconditionError("Another deployment is loaded.", subject=frame.deployment_id)
-            yield encode_ack(frame.frame_id)
+            yield frame.frame_id
             await asyncio.sleep(self.frame_delay_s)
             self.frames.append(replace(frame, payload=bytes(frame.payload)))
             is_last = self.loads[-1].stage == self.loads[-1].num_stages - 1
             result = self._results(frame) if is_last else frame
             result.timings = [*frame.timings, StageTiming(self.loads[-1].stage, 0, COMPUTE_NS)]
             assert self._next is not None
-            await self._next.send(encode_frame(result))
+            await self._next.send(result)
 
     def _results(self, frame: Frame) -> Frame:
         tokens, scores = array("i"), []
