@@ -16,6 +16,7 @@ import torch
 
 from llmpq.plan import LayerPrecision
 from stage_server.kv_cache import KvCache
+from stage_server.layer_run import LayerRun
 from stage_server.layout import BatchLayout
 from stage_server.loader import ModelLoader
 from stage_server.model_slice import ModelSlice
@@ -56,7 +57,7 @@ def main() -> None:
         caches = [empty_cache(part, loader, num_sequences, cached + new, is_int8=is_int8) for is_int8 in (False, True)]
         last = states[new - 1 :: new]
         jobs = (
-            *((part.hidden_states, (states, layout, cache)) for cache in caches),
+            *((part.hidden_states, (states, layout, LayerRun(part.layers, cache.layers))) for cache in caches),
             (head.most_likely, (last,)),
             (head.logits, (last,)),
         )

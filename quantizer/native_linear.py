@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from quantizer.multi_path import MultiPathLinear
+from quantizer.native.call import KernelCall
 from quantizer.native.library import Kernels
 from quantizer.path_timing import Forward
 from quantizer.rounded import GroupRounded, RowRounded
@@ -35,6 +36,16 @@ class NativeLinear(MultiPathLinear):
             return {"fused": self._fused}
         return {"fused": self._fused, "unpacked": self._unpacked}
 
+    def kernel_call(self, x: torch.Tensor, y: torch.Tensor, work: torch.Tensor) -> KernelCall:
+        """See QuantizedLinear."""
+        unpacks_first = self.path_at(len(x)) == "unpacked"
+        return self._kernels.code_product(x, y, work, self._weight, self._float_bias, unpacks_first=unpacks_first)
+
+    @property
+    def work_bytes(self) -> int:
+        """See QuantizedLinear."""
+        return self._weight.work_bytes
+
     def dequantized(self) -> torch.Tensor:
         """The weight that is stood for, (out, in) float32."""
         return self._weight.dequantized()
@@ -51,5 +62,9 @@ class NativeLinear(MultiPathLinear):
         return self._multiply(x, unpacks_first=True)
 
     def _multiply(self, x: torch.Tensor, *, unpacks_first: bool) -> torch.Tensor:
-        bias = self.bias.float() if self.bias is not None else None
-        return self._kernels.multiply_codes(x.float(), self._weight, bias, unpacks_first=unpacks_first).to(x.dtype)
+        product = self._kernels.multiply_codes(x.float(), self._weight, self._float_bias, unpacks_first=unpacks_first)
+        return product.to(x.dtype)
+
+    @property
+    def _float_bias(self) -> torch.Tensor | None:
+        return self.bias.float() if self.bias is not None else None

@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 
 import torch
 
+from quantizer.native.call import KernelCall
+
 
 class QuantizedLinear(ABC):
     """y = x @ weight.T + bias with the weight as a scheme stores it.
@@ -20,6 +22,21 @@ class QuantizedLinear(ABC):
     @abstractmethod
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps x (rows, in), of the type to compute in, to (rows, out) of the same type."""
+
+    def kernel_call(self, x: torch.Tensor, y: torch.Tensor, work: torch.Tensor) -> KernelCall | None:  # noqa: ARG002 one of several
+        """What `forward` does, as a call of a native kernel; None where torch has a part in it.
+
+        Args:
+            x: float32 (rows, in), contiguous.
+            y: float32 (rows, out), contiguous.
+            work: uint8, at least `work_bytes` a row; calls that are made one after another may share it.
+        """
+        return None
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes that `kernel_call` needs for a row, besides input and output."""
+        return 0
 
     @abstractmethod
     def dequantized(self) -> torch.Tensor:

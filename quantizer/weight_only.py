@@ -12,6 +12,7 @@ import torch
 
 from quantizer.gemm import expanding_linear, linear
 from quantizer.multi_path import MultiPathLinear
+from quantizer.native.call import KernelCall
 from quantizer.native.library import Kernels, kernels
 from quantizer.packing import pack, unpack
 from quantizer.path_timing import Forward
@@ -37,6 +38,10 @@ class ExpandingLinear(MultiPathLinear):
         return expanding_linear(x, self.out_features, self.expand, self.bias)
 
 
+#: Which of the kernels that convert in registers a path takes.
+_IN_PANELS = {"fused": False, "panels": True}
+
+
 class ConvertingLinear(ExpandingLinear):
     """A linear whose stored numbers a native kernel converts in registers, where there is one: best at few rows.
 
@@ -58,10 +63,17 @@ class ConvertingLinear(ExpandingLinear):
         if self._kernels is None:
             return paths
         fused = {
-            name: partial(self._fused, self._kernels, in_panels=in_panels)
-            for name, in_panels in (("fused", False), ("panels", True))
+            name: partial(self._fused, self._kernels, in_panels=in_panels) for name, in_panels in _IN_PANELS.items()
         }
         return fused | dict(paths)
+
+    def kernel_call(self, x: torch.Tensor, y: torch.Tensor, work: torch.Tensor) -> KernelCall | None:  # noqa: ARG002 none
+        """See QuantizedLinear."""
+        path = self.path_at(len(x))
+        if self._kernels is None or path not in _IN_PANELS:
+            return None
+        in_panels = _IN_PANELS[path]
+        return self._kernels.float_product(x, y, self._stored, self._scales, self._float_bias, in_panels=in_panels)
 
     def expand(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
         """Output rows `rows` of the weight, (rows, in), in `dtype`."""
@@ -74,8 +86,12 @@ class ConvertingLinear(ExpandingLinear):
         return self._stored.nbytes + (self._scales.nbytes if self._scales is not None else 0)
 
     def _fused(self, kernels: Kernels, x: torch.Tensor, *, in_panels: bool) -> torch.Tensor:
-        bias = self.bias.float() if self.bias is not None else None
-        return kernels.multiply_floats(x.float(), self._stored, self._scales, bias, in_panels=in_panels).to(x.dtype)
+        product = kernels.multiply_floats(x.float(), self._stored, self._scales, self._float_bias, in_panels=in_panels)
+        return product.to(x.dtype)
+
+    @property
+    def _float_bias(self) -> torch.Tensor | None:
+        return self.bias.float() if self.bias is not None else None
 
 
 class SixteenBitLinear(ConvertingLinear):

@@ -19,6 +19,7 @@ from llmpq.stage_load import StageLoad
 from stage_server.device import ComputeDevice
 from stage_server.families import DecoderSpec
 from stage_server.kv_cache import KvCache
+from stage_server.layer_run import LayerRun
 from stage_server.layout import BatchLayout
 from stage_server.model_slice import ModelSlice
 from stage_server.tensors import payload_of, tensor_of
@@ -71,6 +72,7 @@ class Deployment:
         self._decoder = decoder
         self._weights = weights
         self._cache = cache
+        self._run_of_layers = LayerRun(weights.layers, cache.layers)
         self._device = device
         self._executor = executor
         self._is_computing = False
@@ -96,7 +98,10 @@ class Deployment:
             worker.cancel()
             await asyncio.gather(worker, return_exceptions=True)
             self._fail(UnavailableError("The stage's deployment has ended.", subject=self.load.deployment_id))
-            del self._cache  # whoever still refers to this must not keep it: the next plan has room for one
+            del (
+                self._cache,
+                self._run_of_layers,
+            )  # whoever still refers to this must not keep it: the next plan has room for one
 
     def submit(self, frame: Frame) -> None:
         """Checks a frame and queues it.
@@ -161,7 +166,7 @@ class Deployment:
         inputs = tensor_of(frame, self._device.torch_device)
         if not self.load.is_first:  # the stage before may compute in another type
             inputs = inputs.to(self._device.compute_dtype)
-        output = self._weights.hidden_states(inputs, layout, self._cache)
+        output = self._weights.hidden_states(inputs, layout, self._run_of_layers)
         if self._weights.head is not None:
             output = self._weights.results(output, layout, frame)
         data_type, dimensions, payload = payload_of(output)

@@ -4,6 +4,7 @@ from typing import Self
 
 import torch
 
+from quantizer.native.call import KernelCall
 from quantizer.native.decoder import GATE_ACTIVATIONS, AttentionKind, DecoderKernels, decoder_kernels
 from stage_server.activations import activated
 from stage_server.attention import Attention
@@ -11,7 +12,7 @@ from stage_server.families import DecoderSpec
 from stage_server.families.spec import NormKind
 from stage_server.kv_cache import LayerCache
 from stage_server.norms import LayerNorms, Norm
-from stage_server.positions import Positions, rotate
+from stage_server.positions import Positions, Rotation, rotate
 
 
 class TorchGlue:
@@ -119,3 +120,28 @@ class NativeGlue:
         if self._is_gated and self._activation in GATE_ACTIVATIONS:
             return self._kernels.gated_product(projected, self._activation)
         return activated(projected, self._activation, is_gated=self._is_gated)
+
+    def sum_and_norm(self, hidden: torch.Tensor, added: torch.Tensor, normed: torch.Tensor, norm: Norm) -> KernelCall:
+        """Adds `added` to `hidden`, where it stands, and writes the norm of that to `normed`; all (rows, hidden)."""
+        return self._kernels.sum_and_norm(hidden, added, hidden, normed, norm.of_rows)
+
+    def norm_in_place(self, hidden: torch.Tensor, norm: Norm) -> KernelCall:
+        """Norms (rows, hidden) where it stands."""
+        return self._kernels.sum_and_norm(hidden, None, None, hidden, norm.of_rows)
+
+    def attention(
+        self,
+        projected: torch.Tensor,
+        attended: torch.Tensor,
+        table: torch.Tensor,
+        rotation: Rotation | None,
+        cache: LayerCache,
+    ) -> KernelCall:
+        """What `attend` does, from `projected` to `attended`, at what `table` and `rotation` hold by then."""
+        return self._kernels.attention(projected, attended, cache.heads, table, rotation, kind=self._kind)
+
+    def gate(self, projected: torch.Tensor, gated: torch.Tensor) -> KernelCall | None:
+        """What `activate` does, from `projected` to `gated`; None where torch does it."""
+        if self._is_gated and self._activation in GATE_ACTIVATIONS:
+            return self._kernels.gate(projected, gated, self._activation)
+        return None

@@ -1,15 +1,14 @@
 """Copies of one layer, run one after another as a stage runs its layers."""
 
-from collections.abc import Callable
-
-import torch
+from collections.abc import Callable, Iterator
+from itertools import cycle
 
 from stage_server.decoder_layer import DecoderLayer
 from stage_server.device import ComputeDevice
 from stage_server.families import DecoderSpec
 from stage_server.kv_cache import KvCache
+from stage_server.layer_run import LayerRun
 from stage_server.layout import BatchLayout
-from stage_server.positions import Positions
 
 #: Weights of all copies, and caches of all of them: more than the last cache of common CPUs holds.
 STACK_BYTES = 64 * 2**20
@@ -32,7 +31,6 @@ class LayerStack:
         self.layers = (layer, *(build() for _ in range(num_layers - 1)))
         self._spec = spec
         self._device = device
-        self._next = 0
 
     def caches(self, num_sequences: int, num_tokens: int, *, is_int8: bool) -> KvCache:
         """Caches for so many sequences of so many tokens: one a layer, or as many as take `STACK_BYTES`."""
@@ -50,12 +48,18 @@ class LayerStack:
             is_int8=is_int8,
         )
 
-    def run(self, num_layers: int, hidden: torch.Tensor, positions: Positions, cache: KvCache) -> None:
-        """Takes (rows, hidden) through so many layers, beginning behind those of the last run."""
-        for index in range(self._next, self._next + num_layers):
-            layer = self.layers[index % len(self.layers)]
-            layer.forward(hidden, positions, cache.layers[index % len(cache.layers)])
-        self._next += num_layers
+    def runs(self, num_layers: int, cache: KvCache) -> Iterator[LayerRun]:
+        """Without end: each of so many layers, beginning behind those of the one before."""
+        starts = range(0, len(self.layers), num_layers)
+        numbers = ([start + number for number in range(num_layers)] for start in starts)
+        made = [
+            LayerRun(
+                [self.layers[number % len(self.layers)] for number in of_run],
+                [cache.layers[number % len(cache.layers)] for number in of_run],
+            )
+            for of_run in numbers
+        ]
+        return cycle(made)
 
     def layout(self, num_sequences: int, num_tokens: int, past: int) -> BatchLayout:
         """Sequences of equal lengths in the first slots."""

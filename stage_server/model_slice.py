@@ -7,7 +7,7 @@ import torch
 from llmpq.frames import Frame, FrameOutput, Sampling
 from stage_server.decoder_layer import DecoderLayer
 from stage_server.ends import Embedding, Head
-from stage_server.kv_cache import KvCache
+from stage_server.layer_run import LayerRun
 from stage_server.layout import BatchLayout
 from stage_server.positions import PositionEncoding
 from stage_server.sampling import next_tokens
@@ -39,22 +39,19 @@ class ModelSlice:
         """Bytes of embedding and head."""
         return sum(end.memory_bytes for end in (self.embedding, self.head) if end is not None)
 
-    def hidden_states(self, inputs: torch.Tensor, layout: BatchLayout, cache: KvCache) -> torch.Tensor:
+    def hidden_states(self, inputs: torch.Tensor, layout: BatchLayout, run: LayerRun) -> torch.Tensor:
         """Runs the layers.
 
         Args:
             inputs: (rows,) int32 token ids on the first stage, (rows, hidden) elsewhere.
             layout: Which rows belong to which sequence.
-            cache: This stage's; the new tokens are added to it.
+            run: Of these layers; the new tokens are added to its caches.
 
         Returns:
             (rows, hidden).
         """
         hidden = inputs if self.embedding is None else self.embedding.forward(inputs, layout)
-        positions = self.encoding.at(layout)
-        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            hidden = layer.forward(hidden, positions, layer_cache)
-        return hidden
+        return run.forward(hidden, self.encoding.at(layout))
 
     def results(self, hidden: torch.Tensor, layout: BatchLayout, frame: Frame) -> torch.Tensor:
         """What the frame asks of the last stage: (tokens,) int32, (scores,) float32, or an empty int32 tensor.

@@ -12,6 +12,7 @@ from llmpq.frames import Frame
 from llmpq.plan import LayerPrecision
 from llmpq.profile_request import ProfileRequest
 from stage_server.device import ComputeDevice
+from stage_server.layer_run import LayerRun
 from stage_server.layer_stack import STACK_BYTES, LayerStack
 from stage_server.layout import BatchLayout
 from stage_server.loader import ModelLoader
@@ -80,13 +81,17 @@ class LayerProfiler:
         cache = stack.caches(num_sequences, past + num_tokens, is_int8=self._request.has_int8_kv_cache)
         positions = self._encoding.at(layout)
 
-        def run(num_layers: int) -> int:
-            return self._timed(lambda: stack.run(num_layers, hidden, positions, cache))
+        def time_layers(runs: Iterator[LayerRun]) -> int:
+            run = next(runs)
+            run.step(hidden, positions)  # a stage has made it ready before
+            return self._timed(lambda: run.forward(hidden, positions))
 
-        run(1)
-        num_layers = min(max(round(_RUN_S * 1e9 / run(1)), 1), len(stack.layers))
+        single = stack.runs(1, cache)
+        time_layers(single)
+        num_layers = min(max(round(_RUN_S * 1e9 / time_layers(single)), 1), len(stack.layers))
+        runs = stack.runs(num_layers, cache)
         phase = Phase.DECODE if num_tokens == 1 and past else Phase.PREFILL
-        duration_ns = round(self._time_of(lambda: run(num_layers)) / num_layers)
+        duration_ns = round(self._time_of(lambda: time_layers(runs)) / num_layers)
         return LatencyPoint(ModelPart.LAYER, scheme, phase, *size, duration_ns)
 
     def _frame_points(self) -> Iterator[LatencyPoint]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from quantizer.native.call import KernelCall
 from quantizer.native.library import Kernels, Team, address, kernels
 
 _POINTER, _INTEGER, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -126,24 +127,23 @@ class DecoderKernels:
 
     def norm(self, x: torch.Tensor, norm: RowNorm) -> torch.Tensor:
         """The norm of float32 x (rows, features)."""
-        return self._normed(x, None, None, norm)
+        y = torch.empty_like(x)
+        self.sum_and_norm(x, None, None, y, norm).run()
+        return y
 
     def norm_of_sum(self, x: torch.Tensor, added: torch.Tensor, norm: RowNorm) -> tuple[torch.Tensor, torch.Tensor]:
         """X + added, and the norm of that; all float32 (rows, features)."""
-        total = torch.empty_like(x)
-        return total, self._normed(x, added, total, norm)
+        total, y = torch.empty_like(x), torch.empty_like(x)
+        self.sum_and_norm(x, added, total, y, norm).run()
+        return total, y
 
-    def _normed(
-        self, x: torch.Tensor, added: torch.Tensor | None, total: torch.Tensor | None, norm: RowNorm
-    ) -> torch.Tensor:
-        y = torch.empty_like(x)
-        call = _NormOfSum(
-            *map(address, (x, added, total, y, norm.weight, norm.bias)),
-            *(*x.shape, norm.is_layer_norm, norm.eps),
-            self._kernels.team(),
-        )
-        self._norm_of_sum(ctypes.byref(call))
-        return y
+    def sum_and_norm(
+        self, x: torch.Tensor, added: torch.Tensor | None, total: torch.Tensor | None, y: torch.Tensor, norm: RowNorm
+    ) -> KernelCall:
+        """The call behind `norm`, and with two more tensors behind `norm_of_sum`. Total may be x, and y too."""
+        tensors = (x, added, total, y, norm.weight, norm.bias)
+        work = _NormOfSum(*map(address, tensors), *(*x.shape, norm.is_layer_norm, norm.eps), self._kernels.team())
+        return KernelCall(self._norm_of_sum, work, tensors)
 
     def gated_product(self, x: torch.Tensor, activation: str) -> torch.Tensor:
         """activation(gate) * up, (rows, features), of x (rows, 2 * features) float32, gate before up.
@@ -153,9 +153,13 @@ class DecoderKernels:
             activation: One of GATE_ACTIVATIONS.
         """
         y = x.new_empty(len(x), x.shape[1] // 2)
-        call = _GatedProduct(address(x), address(y), *y.shape, GATE_ACTIVATIONS[activation], self._kernels.team())
-        self._gated_product(ctypes.byref(call))
+        self.gate(x, y, activation).run()
         return y
+
+    def gate(self, x: torch.Tensor, y: torch.Tensor, activation: str) -> KernelCall:
+        """The call behind `gated_product`, from x to y (rows, features)."""
+        work = _GatedProduct(address(x), address(y), *y.shape, GATE_ACTIVATIONS[activation], self._kernels.team())
+        return KernelCall(self._gated_product, work, (x, y))
 
     def attend(
         self,
@@ -179,22 +183,35 @@ class DecoderKernels:
         Returns:
             (rows, heads * head_dim).
         """
+        y = projected.new_empty(len(projected), kind.num_heads * cache.keys.shape[-1])
+        self.attention(projected, y, cache, layout, rotation, kind=kind).run()
+        return y
+
+    def attention(
+        self,
+        projected: torch.Tensor,
+        y: torch.Tensor,
+        cache: CachedHeads,
+        layout: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor] | None,
+        *,
+        kind: AttentionKind,
+    ) -> KernelCall:
+        """The call behind `attend`, to y (rows, heads * head_dim)."""
         _, num_kv_heads, max_tokens, head_dim = cache.keys.shape
-        y = projected.new_empty(len(projected), kind.num_heads * head_dim)
         cosines, sines = rotation or (None, None)
         num_rotated = cosines.shape[-1] if cosines is not None else 0
         query_norm, key_norm = kind.head_norms or (None, None)
         cached = (cache.keys, cache.values, cache.key_scales, cache.value_scales)
-        pointers = (projected, y, *cached, layout, cosines, sines, query_norm, key_norm, kind.slopes)
-        call = _AttentionOfRows(
-            *map(address, pointers),
+        tensors = (projected, y, *cached, layout, cosines, sines, query_norm, key_norm, kind.slopes)
+        work = _AttentionOfRows(
+            *map(address, tensors),
             *(layout.shape[1], kind.num_heads, num_kv_heads, head_dim),
             *(num_rotated, max_tokens, kind.window or 0, kind.head_norms is not None),
             *(kind.scale, kind.soft_cap or 0.0, kind.eps),
             self._kernels.team(),
         )
-        self._attend(ctypes.byref(call))
-        return y
+        return KernelCall(self._attend, work, tensors)
 
 
 @functools.cache

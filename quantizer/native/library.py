@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from quantizer.native.build import INSTRUCTION_SETS, library_path
+from quantizer.native.call import KernelCall
 from quantizer.tiles import TiledWeight
 
 #: The flags in /proc/cpuinfo that an instruction set stands on.
@@ -94,16 +95,40 @@ class Kernels:
         Returns:
             float32 (rows, out).
         """
-        x, y = x.contiguous(), x.new_empty(len(x), weight.shape[0])
-        work = torch.empty(len(x) * weight.work_bytes, dtype=torch.uint8)
+        y = x.new_empty(len(x), weight.shape[0])
+        self.code_product(x.contiguous(), y, None, weight, bias, unpacks_first=unpacks_first).run()
+        return y
+
+    def code_product(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        work: torch.Tensor | None,
+        weight: TiledWeight,
+        bias: torch.Tensor | None,
+        *,
+        unpacks_first: bool,
+    ) -> KernelCall:
+        """The call behind `multiply_codes`, from one contiguous tensor to another.
+
+        Args:
+            x: As there.
+            y: float32 (rows, out).
+            work: uint8, at least `weight.work_bytes` a row, which calls may share; or None for one of its own.
+            weight: As there.
+            bias: As there.
+            unpacks_first: As there.
+        """
+        if work is None:
+            work = torch.empty(len(x) * weight.work_bytes, dtype=torch.uint8)
+        tensors = (x, y, work, bias, weight.codes, weight.scales, weight.zeros)
         product = _CodeProduct(
-            *map(address, (x, y, work, bias, weight.codes, weight.scales, weight.zeros)),
+            *map(address, tensors),
             *(len(x), weight.shape[1], weight.shape[0], weight.bits, weight.activation_group_size),
             *(weight.num_groups, unpacks_first),
             self.team(),
         )
-        self._multiply_codes(ctypes.byref(product))
-        return y
+        return KernelCall(self._multiply_codes, product, tensors)
 
     def multiply_floats(
         self,
@@ -126,14 +151,26 @@ class Kernels:
         Returns:
             float32 (rows, out).
         """
-        x, y = x.contiguous(), x.new_empty(len(x), len(weight))
-        product = _FloatProduct(
-            *map(address, (x, y, bias, weight, scales)),
-            *(len(x), x.shape[1], len(weight), WEIGHT_TYPES[weight.dtype]),
-            self.team(),
-        )
-        (self._multiply_panels if in_panels else self._multiply_floats)(ctypes.byref(product))
+        y = x.new_empty(len(x), len(weight))
+        self.float_product(x.contiguous(), y, weight, scales, bias, in_panels=in_panels).run()
         return y
+
+    def float_product(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        weight: torch.Tensor,
+        scales: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        *,
+        in_panels: bool,
+    ) -> KernelCall:
+        """The call behind `multiply_floats`, from one contiguous tensor to another, y float32 (rows, out)."""
+        tensors = (x, y, bias, weight, scales)
+        product = _FloatProduct(
+            *map(address, tensors), *(len(x), x.shape[1], len(weight), WEIGHT_TYPES[weight.dtype]), self.team()
+        )
+        return KernelCall(self._multiply_panels if in_panels else self._multiply_floats, product, tensors)
 
     def team(self) -> Team:
         """The threads that torch uses at the moment."""

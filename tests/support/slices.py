@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from llmpq.plan import LayerPrecision
 from stage_server.kv_cache import KvCache
+from stage_server.layer_run import LayerRun
 from stage_server.layout import BatchLayout
 from stage_server.loader import ModelLoader
 from stage_server.model_slice import ModelSlice
@@ -40,7 +41,7 @@ class Pipeline:
             head = loader.load_head(embedding) if end == self.spec.num_layers else None
             encoding = PositionEncoding(self.spec, CPU, torch.float32)
             self.slices.append(ModelSlice(layers, embedding, head, encoding))
-        self.caches = [
+        caches = [
             KvCache(
                 num_layers=len(part.layers),
                 num_slots=num_slots,
@@ -53,6 +54,7 @@ class Pipeline:
             )
             for part in self.slices
         ]
+        self.runs = [LayerRun(part.layers, cache.layers) for part, cache in zip(self.slices, caches, strict=True)]
 
     def logits(
         self, tokens: Sequence[Sequence[int]], slots: Sequence[int], starts: Sequence[int]
@@ -62,8 +64,8 @@ class Pipeline:
         layout = BatchLayout(tuple(slots), tuple(starts), counts, CPU)
         states = torch.tensor([token for sequence in tokens for token in sequence], dtype=torch.int32)
         with torch.no_grad():
-            for part, cache in zip(self.slices, self.caches, strict=True):
-                states = part.hidden_states(states, layout, cache)
+            for part, run in zip(self.slices, self.runs, strict=True):
+                states = part.hidden_states(states, layout, run)
             head = self.slices[-1].head
             assert head is not None
             return list(head.logits(states).split(counts))
