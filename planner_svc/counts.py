@@ -120,7 +120,7 @@ class CountsProgram:
         slowest: Columns of the slowest server, in prefill and in decode.
         time_rows: The first of the rows of stage times in prefill, and in decode.
         loop_rows: The first of the two rows, server and latency, of `timeline.closed_loop_s`.
-        budget_row: That of the quality budget, if there is one.
+        budget_row, deadline_row: Those of the quality budget and of the deadline, if there are any.
     """
 
     def __init__(self, problem: AssignmentProblem, data: ProgramData, kinds: Kinds) -> None:
@@ -211,6 +211,7 @@ class CountsProgram:
 
     def _meet_the_deadline(self) -> None:
         """PREFILL_WEIGHTS * (T_sum, T_max) + E <= DEADLINE, if there is one."""
+        self.deadline_row = len(self._rows)
         if self._problem.deadline_s is not None:
             row, fixed = self._costs()
             row[self._num_counts : self._slowest_prefill] = 0

@@ -1,16 +1,22 @@
 """Why there is no plan, in words that name the devices and the numbers."""
 
+import time
 from collections.abc import Iterable
-from math import ceil, isfinite
+from dataclasses import replace
+from math import ceil, floor, isfinite, log10
 
 import numpy as np
 
 from llmpq.errors import DoesNotFitError, PreconditionError
+from planner_svc.cost import CostModel
 from planner_svc.milp import AssignmentModel
+from planner_svc.search import Search
 from planner_svc.space import Candidate, SearchSpace, cannot_run_given_schemes
 
-#: Longest single solve.
+#: Longest single solve, and longest search for the fastest plan.
 _SOLVE_LIMIT_S = 5.0
+#: Gap within which a time is the least one.
+_EXACT = 1e-4
 
 
 def explain(space: SearchSpace, *, is_exhaustive: bool) -> PreconditionError:
@@ -23,18 +29,21 @@ def explain(space: SearchSpace, *, is_exhaustive: bool) -> PreconditionError:
     if not any(space.problem(candidate).fits() for candidate in space.candidates):
         return does_not_fit(space, space.candidates)
     if not is_exhaustive:
-        return PreconditionError(
-            "No plan was found in the time allowed. Raise options.time_limit_s, or fix micro-batch sizes.",
-            reason="TIME_LIMIT",
-            subject="problem.options.time_limit_s",
-        )
+        return _out_of_time()
     if space.options.deadline_s:
-        return PreconditionError(
-            f"No plan that fits the memory and the quality budget, if there is one, ends within "
-            f"{space.options.deadline_s:g} s. Raise the deadline, or add devices.",
-            reason="DEADLINE_INFEASIBLE",
-            subject="problem.options.deadline_s",
-        )
+        return _too_late(space)
+    return _too_inexact(space)
+
+
+def _out_of_time() -> PreconditionError:
+    return PreconditionError(
+        "No plan was found in the time allowed. Raise options.time_limit_s, or fix micro-batch sizes.",
+        reason="TIME_LIMIT",
+        subject="problem.options.time_limit_s",
+    )
+
+
+def _too_inexact(space: SearchSpace) -> PreconditionError:
     reachable = _smallest_loss(space)
     return PreconditionError(
         f"No plan that fits the memory has a quality loss within {space.options.quality_budget:g}; "
@@ -43,6 +52,34 @@ def explain(space: SearchSpace, *, is_exhaustive: bool) -> PreconditionError:
         subject="problem.options.quality_budget",
         metadata={"smallest_quality_loss": repr(reachable)},
     )
+
+
+def _too_late(space: SearchSpace) -> PreconditionError:
+    """Says what the fastest plan within the other limits takes, if it is known to be too slow."""
+    options = replace(space.options, objective="latency", deadline_s=0.0, quality_weight=0.0, optimality_gap=_EXACT)
+    fastest_space = SearchSpace(CostModel(replace(space.cost.problem, options=options)))
+    search = Search(fastest_space, None, time.monotonic() + _SOLVE_LIMIT_S, lambda _: None)
+    fastest = search.run()
+    if fastest is None:
+        return _too_inexact(space) if search.is_exhaustive else _out_of_time()
+    least_s = fastest.estimate.total_s
+    if least_s <= space.options.deadline_s:
+        return _out_of_time()
+    known = "the least possible time is" if fastest.estimate.gap <= _EXACT else "the fastest found takes"
+    limits = "fits the memory" + (" and the quality budget" if space.options.quality_budget is not None else "")
+    return PreconditionError(
+        f"No plan that {limits} ends within {space.options.deadline_s:g} s; {known} {_rounded_up(least_s)} s. "
+        "Raise the deadline, or add devices.",
+        reason="DEADLINE_INFEASIBLE",
+        subject="problem.options.deadline_s",
+        metadata={"least_time_s": repr(least_s)},
+    )
+
+
+def _rounded_up(seconds: float) -> str:
+    """In four digits, so that who allows so much is allowed enough."""
+    unit = 10.0 ** (floor(log10(seconds)) - 3)
+    return f"{ceil(seconds / unit) * unit:.4g}"
 
 
 def does_not_fit(space: SearchSpace, candidates: Iterable[Candidate]) -> PreconditionError:

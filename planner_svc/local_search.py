@@ -7,7 +7,6 @@ from math import inf
 import numpy as np
 
 from llmpq.plan import Plan
-from planner_svc.infeasible import explain
 from planner_svc.milp import Assignment
 from planner_svc.search import OnProgress, Progress
 from planner_svc.space import SearchSpace
@@ -39,13 +38,8 @@ class LocalSearch:
         self._best: Plan | None = None
         self._on_progress = on_progress
 
-    def run(self) -> Plan:
-        """The best plan found; its gap is to the best bound of any candidate.
-
-        Raises:
-            DoesNotFitError: No candidate fits the memory, even at its most compressed.
-            PreconditionError: No plan within the quality budget was found.
-        """
+    def run(self) -> Plan | None:
+        """The best plan found, if any is; its gap is to the best bound of any candidate."""
         started = self._started()
         most = _LEAST_IMPROVED + _IMPROVED_PER_S * self._space.options.time_limit_s
         for done, number in enumerate(sorted(started, key=lambda number: started[number][0][0])):
@@ -54,9 +48,7 @@ class LocalSearch:
             if self._space.objective_bounds_s[number] < self._best_objective_s * (1 - _TOLERANCE):
                 self._improve(number, [start for _, start in started[number]])
             self._on_progress(Progress(done + 1, len(self._space.candidates), self._best_objective_s))
-        if self._best is None:
-            raise explain(self._space, is_exhaustive=self._space.has_limits)
-        return self._with_gap(self._best)
+        return self._with_gap(self._best) if self._best else None
 
     @property
     def _best_objective_s(self) -> float:

@@ -34,7 +34,7 @@ class Region:
         max_counts: (stages, schemes) most layers of a stage at a scheme.
         shares: (phases, stages) which stages the slowest server's time depends on: the dual prices, as shares of 1.
         server_share: Share of the server-bound branch of the closed loop in its dual prices, 0 to 1.
-        loss_price: Dual price of the quality budget; 0 if there is none.
+        loss_price, time_price: Dual prices of the quality budget and of the deadline; 0 if there is none.
     """
 
     slowest: Floats
@@ -44,6 +44,7 @@ class Region:
     shares: Floats
     server_share: float
     loss_price: float
+    time_price: float
 
 
 def region_below(problem: AssignmentProblem, cutoff_s: float) -> Region | None:
@@ -70,6 +71,7 @@ def region_below(problem: AssignmentProblem, cutoff_s: float) -> Region | None:
         shares=ranges.shares,
         server_share=ranges.server_share,
         loss_price=ranges.loss_price,
+        time_price=ranges.time_price,
     )
 
 
@@ -89,8 +91,8 @@ class _Ranges:
         self.shares = np.array([prices / (prices.sum() or 1.0) for prices in stages])
         server, latency = prices[self.program.loop_rows : self.program.loop_rows + 2]
         self.server_share = float(server / ((server + latency) or 1.0))
-        has_budget = problem.quality_budget is not None
-        self.loss_price = float(prices[self.program.budget_row]) if has_budget else 0.0
+        self.loss_price = 0.0 if problem.quality_budget is None else float(prices[self.program.budget_row])
+        self.time_price = 0.0 if problem.deadline_s is None else float(prices[self.program.deadline_row])
         if cutoff_s < inf and not self.is_empty:
             self._cut_off(model, cutoff_s / data.unit_s)
         self._solver.changeObjectiveOffset(0.0)

@@ -2,8 +2,8 @@
 
 A candidate enters with a bound that costs microseconds (`SearchSpace.objective_bounds_s`) and comes back with that of
 the relaxed counts program, which costs about a millisecond. While it is still the most promising one, it is looked at
-more closely, with more time from look to look: by branch and bound over splits, or where a deadline or the size of the
-problem rules that out, by the counts program, and where layers are unlike by the full program.
+more closely, with more time from look to look: by branch and bound over splits, or where the size of the problem rules
+that out, by the counts program, and where layers are unlike by the full program.
 The search ends when no candidate is left that could improve on the incumbent by more than the optimality gap that the
 options allow.
 """
@@ -17,7 +17,6 @@ from math import inf
 from llmpq.plan import Plan
 from planner_svc.assignment import AssignmentProblem, Floats
 from planner_svc.counts import counts_bound_s, solve_counts
-from planner_svc.infeasible import explain
 from planner_svc.milp import Assignment, AssignmentModel, Solution, cheapest_assignment
 from planner_svc.segment_losses import SegmentLosses
 from planner_svc.space import SearchSpace
@@ -75,13 +74,8 @@ class Search:
         self._num_relaxed_since_look = 0
         self._is_any_undecided = False
 
-    def run(self) -> Plan:
-        """The best plan found, with the gap to what is not excluded.
-
-        Raises:
-            DoesNotFitError: No candidate fits the memory, even at its most compressed.
-            PreconditionError: The quality budget cannot be met, or no plan was found in time.
-        """
+    def run(self) -> Plan | None:
+        """The best plan found, with the gap to what is not excluded; None if there is none, see `is_exhaustive`."""
         candidates = self._space.candidates
         self._bounded = [(bound_s, number) for number, bound_s in enumerate(self._space.objective_bounds_s)]
         heapify(self._bounded)
@@ -91,9 +85,12 @@ class Search:
             else:
                 self._relax(*heappop(self._bounded))
             self._on_progress(Progress(len(candidates) - self._num_open, len(candidates), self._best_objective_s))
-        if self._best is None:
-            raise explain(self._space, is_exhaustive=not self._num_open and not self._is_any_undecided)
-        return self._with_gap(self._best)
+        return self._with_gap(self._best) if self._best else None
+
+    @property
+    def is_exhaustive(self) -> bool:
+        """Whether a run has looked everywhere."""
+        return not self._num_open and not self._is_any_undecided
 
     @property
     def _best_objective_s(self) -> float:
@@ -166,7 +163,7 @@ class Search:
 
     def _split(self, problem: AssignmentProblem, number: int, limits: Mapping[str, float]) -> Solution | None:
         """What branch and bound over splits comes to; None where it does not apply or has done what it can."""
-        if number in self._beyond_splits or self._space.options.deadline_s:
+        if number in self._beyond_splits:
             return None
         solution = solve_splits(problem, self._losses, **limits)
         if solution is None or solution.is_final:

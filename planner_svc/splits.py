@@ -1,8 +1,9 @@
 """Branch and bound over the times of the slowest server: the inner problem where layers are unlike.
 
 A box of bounds on these times has a bound on the objective, and a split whose cost it is (`relaxation`). Where split
-and bound differ because of the closed loop or the quality budget, a multiplier is moved; where because of the slowest
-server, the box is cut in two at the split's time. The relaxed counts program gives the first box and multipliers.
+and bound differ because of the closed loop, the quality budget or the deadline, a multiplier is moved; where because of
+the slowest server, the box is cut in two at the split's time. A box whose least time is beyond the deadline is empty.
+The relaxed counts program gives the first box and multipliers.
 """
 
 import time
@@ -24,8 +25,8 @@ from planner_svc.segment_losses import SegmentLosses
 _MAX_TRIALS = 12
 #: Differences that are not worth another step, as a share of the objective.
 _LEAST_GAP = 1e-9
-#: The first price of losses that is tried where none is not enough, in objectives of the order of 1 per unit of omega.
-_FIRST_LOSS_PRICE = 0.1
+#: The first price of losses or time that is tried where none is not enough, in objectives of the order of 1 per unit.
+_FIRST_PRICE = 0.1
 
 
 def solve_splits(
@@ -33,12 +34,12 @@ def solve_splits(
 ) -> Solution | None:
     """Finds the assignment with the least objective; None if the table of losses would be too large.
 
-    Where both branches of the closed loop hold at once, or splits exceed a quality budget by a little or miss it by a
-    little, a difference may be left that no cut closes: the solution is final then, and its bound is below its
-    objective.
+    Where both branches of the closed loop hold at once, or splits exceed a quality budget or a deadline by a little or
+    stay below it by a little, a difference may be left that no cut closes: the solution is final then, and its bound is
+    below its objective.
 
     Args:
-        problem: One that fits (`AssignmentProblem.fits`), without a deadline.
+        problem: One that fits (`AssignmentProblem.fits`).
         losses: Of the problem's omega.
         time_limit_s: The best assignment found by then is returned, with the bound proven by then.
         cutoff_s: Assignments that are not below it are of no interest.
@@ -81,7 +82,25 @@ class _Bracket:
             self.low = tried
         else:
             self.high = tried
-        return (self.low + self.high) / 2 if self.high < inf else (2 * self.low or _FIRST_LOSS_PRICE)
+        return (self.low + self.high) / 2 if self.high < inf else (2 * self.low or _FIRST_PRICE)
+
+
+class _Brackets:
+    """Where the best multipliers of a box are."""
+
+    def __init__(self) -> None:
+        self._shares, self._loss_prices, self._time_prices = _Bracket(0.0, 1.0), _Bracket(0.0, inf), _Bracket(0.0, inf)
+
+    def moved(self, multipliers: Multipliers, gaps: Gaps, split: Split) -> Multipliers:
+        """Multipliers that may bound higher: the one with the largest gap is moved towards closing it."""
+        if gaps.of_multipliers == gaps.loop:
+            share = self._shares.next(multipliers.server_share, is_too_low=split.server >= split.latency)
+            return replace(multipliers, server_share=share)
+        if gaps.of_multipliers == gaps.budget:
+            price = self._loss_prices.next(multipliers.loss_price, is_too_low=gaps.budget == inf)
+            return replace(multipliers, loss_price=price)
+        price = self._time_prices.next(multipliers.time_price, is_too_low=gaps.deadline == inf)
+        return replace(multipliers, time_price=price)
 
 
 class _SplitSearch:
@@ -93,7 +112,7 @@ class _SplitSearch:
         self.best_counts: Floats | None = None
         self._numbers = count()
         low, high = region.slowest
-        multipliers = Multipliers(region.server_share, region.loss_price)
+        multipliers = Multipliers(region.server_share, region.loss_price, region.time_price)
         root = _Box(-inf, next(self._numbers), np.maximum(low, relaxation.slowest_link), high, multipliers)
         self._boxes = [root]
         self._left_open = inf
@@ -113,8 +132,7 @@ class _SplitSearch:
 
     def _examine(self, box: _Box) -> None:
         """Bounds a box as high as its multipliers can, and cuts it in two if it may hold a better split."""
-        multipliers, best = box.multipliers, box
-        shares, prices = _Bracket(0.0, 1.0), _Bracket(0.0, inf)
+        multipliers, best, brackets = box.multipliers, box, _Brackets()
         for trial in count(1):
             bound, split = self._relaxation.bound(box.low, box.high, multipliers)
             if bound > best.bound:
@@ -123,10 +141,12 @@ class _SplitSearch:
                 return
             self._keep(split)
             gaps = self._relaxation.gaps(box.low, multipliers, split)
-            if trial == _MAX_TRIALS or max(gaps.loop, gaps.budget) <= max(gaps.slowest.max(), _LEAST_GAP):
+            if gaps.deadline == inf and self._relaxation.is_late(box.low, box.high, multipliers):
+                return
+            if trial == _MAX_TRIALS or gaps.of_multipliers <= max(gaps.slowest.max(), _LEAST_GAP):
                 self._cut(best, gaps.slowest, split.slowest)
                 return
-            multipliers = _moved(multipliers, gaps, split, shares, prices)
+            multipliers = brackets.moved(multipliers, gaps, split)
 
     def _cut(self, box: _Box, gaps: Floats, slowest: Floats) -> None:
         """Cuts a box at the (phases) time of a split's slowest server, in the phase with the larger gap."""
@@ -142,12 +162,3 @@ class _SplitSearch:
     def _keep(self, split: Split) -> None:
         if split.objective < self._best:
             self._best, self.best_counts = split.objective, self._relaxation.counts(split)
-
-
-def _moved(multipliers: Multipliers, gaps: Gaps, split: Split, shares: _Bracket, prices: _Bracket) -> Multipliers:
-    """Multipliers that may bound higher: the one with the larger gap is moved towards closing it."""
-    if gaps.loop >= gaps.budget:
-        share = shares.next(multipliers.server_share, is_too_low=split.server >= split.latency)
-        return replace(multipliers, server_share=share)
-    price = prices.next(multipliers.loss_price, is_too_low=gaps.budget == inf)
-    return replace(multipliers, loss_price=price)

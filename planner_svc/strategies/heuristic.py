@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from llmpq.plan import Plan
+from planner_svc.infeasible import explain
 from planner_svc.local_search import LocalSearch
 from planner_svc.search import OnProgress
 from planner_svc.space import SearchSpace
@@ -15,6 +16,9 @@ def llm_pq_heuristic(space: SearchSpace, _deadline: float, on_progress: OnProgre
 
     Raises:
         DoesNotFitError: Nothing fits the memory.
-        PreconditionError: No plan within the quality budget was found.
+        PreconditionError: No plan within the quality budget and the deadline was found.
     """
-    return replace(LocalSearch(space, on_progress).run(), strategy="llm-pq-heuristic")
+    plan = LocalSearch(space, on_progress).run()
+    if plan is None:
+        raise explain(space, is_exhaustive=space.has_limits)
+    return replace(plan, strategy="llm-pq-heuristic")
