@@ -15,7 +15,6 @@ from pathlib import Path
 from llmpq.comparison import StrategyResult
 from llmpq.plan import OFFLOADING_STRATEGIES, STRATEGIES, LengthBucket, PlanOptions
 from llmpq.scenario import Scenario
-from planner_svc.config import PlannerConfig
 from planner_svc.planner import Planner
 from planner_svc.scenario import resolve
 
@@ -59,7 +58,7 @@ def _table(kernels: str, clusters: Sequence[int], time_limit_s: float) -> str:
 def _compared(number: int, kernels: str, time_limit_s: float) -> dict[str, StrategyResult]:
     options = PlanOptions(time_limit_s=time_limit_s)
     problem = resolve(Scenario(cluster_name=f"paper:{number}", kernels=kernels, workload=WORKLOAD, options=options))
-    planner = Planner(time_limit_s, PlannerConfig().max_payload_bytes)
+    planner = Planner(time_limit_s)
     return {result.strategy: result for result in planner.compare(problem, NAMES)}
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from llmpq.plan import LayerSensitivity, LengthBucket, PlanningProblem, PlanOptions
 from llmpq.scenario import Scenario
 from llmpq.schemes import SCHEMES
-from planner_svc.config import PlannerConfig
 from planner_svc.planner import Planner
 from planner_svc.quality import step_omega
 from planner_svc.scenario import resolve
@@ -41,7 +40,7 @@ def main() -> None:
         unlike = _unlike(problem)
         for layers, sensitivities, budget in (("like", (), None), ("unlike", unlike, None), ("unlike", unlike, BUDGET)):
             options = PlanOptions(time_limit_s=limit_s, quality_budget=budget)
-            planner = Planner(limit_s, PlannerConfig().max_payload_bytes)
+            planner = Planner(limit_s)
             plan = planner.create(replace(problem, sensitivities=sensitivities, options=options))
             estimate = plan.estimate
             shape = f"{problem.shape.num_layers} {layers} layers, {len(problem.devices)} devices"

@@ -8,7 +8,7 @@ from coordinator.cluster import Member
 from coordinator.fidelity_workloads import SliceWorkload, draw_workload
 from coordinator.links import StageLink, evaluate_plan
 from coordinator.results import ResultRouter
-from coordinator.slice_run import NUM_NEW_TOKENS, SliceRun, max_frame_tokens
+from coordinator.slice_run import NUM_NEW_TOKENS, SliceRun
 from llmpq.device import DeviceProfile
 from llmpq.fidelity import FidelityResult
 from llmpq.model import ModelShape
@@ -53,9 +53,7 @@ class FidelityMeter:
         schemes = sorted({point.scheme for point in self.profile.points if point.scheme}, key=list(SCHEMES).index)
         max_context = self.shape.max_positions - NUM_NEW_TOKENS
         for _ in range(num_workloads):
-            yield await self._measure(
-                draw_workload(source, self.shape, schemes, max_frame_tokens(self.shape), max_context)
-            )
+            yield await self._measure(draw_workload(source, self.shape, schemes, max_context))
 
     async def _measure(self, workload: SliceWorkload) -> FidelityResult:
         expected = await self._predicted(workload)

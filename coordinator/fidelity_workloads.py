@@ -44,16 +44,13 @@ class SliceWorkload:
         return self.prefill_sequences * self.prompt_tokens
 
 
-def draw_workload(
-    source: random.Random, shape: ModelShape, schemes: Sequence[str], max_frame_tokens: int, max_context: int
-) -> SliceWorkload:
+def draw_workload(source: random.Random, shape: ModelShape, schemes: Sequence[str], max_context: int) -> SliceWorkload:
     """A slice at the start, in the middle or at the end of the model, of one to three schemes; sizes log-uniform.
 
     Args:
         source: Of randomness.
         shape: The model.
         schemes: What the device can run.
-        max_frame_tokens: Rows that fit into a frame.
         max_context: Longest prompt.
     """
     least, most = (max(round(share * shape.num_layers), 1) for share in _SLICE_SHARES)
@@ -62,13 +59,12 @@ def draw_workload(
     first_layer = source.choice((0, source.randint(0, last_start), last_start))
     chosen = source.sample(list(schemes), source.randint(1, min(3, len(schemes))))
     num_sequences = _log_uniform(source, 1, _MAX_SEQUENCES)
-    most_tokens = min(max_frame_tokens, max_context, _MAX_LAYER_TOKENS // (num_layers * num_sequences))
+    most_tokens = min(max_context, _MAX_LAYER_TOKENS // (num_layers * num_sequences))
     prompt_tokens = _log_uniform(source, min(_MIN_PROMPT_TOKENS, max_context), most_tokens)
-    largest = max(min(num_sequences, max_frame_tokens // prompt_tokens), 1)
     return SliceWorkload(
         first_layer=first_layer,
         schemes=tuple(source.choice(chosen) for _ in range(num_layers)),
-        prefill_sequences=_log_uniform(source, 1, largest),
+        prefill_sequences=_log_uniform(source, 1, num_sequences),
         decode_sequences=num_sequences,
         prompt_tokens=prompt_tokens,
     )

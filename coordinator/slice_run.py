@@ -13,7 +13,6 @@ from llmpq.errors import UnavailableError
 from llmpq.frames import DataType, Frame, FrameOutput
 from llmpq.model import ModelShape
 from llmpq.plan import LayerPrecision
-from llmpq.rpc.channel import MAX_PAYLOAD_BYTES
 from llmpq.rpc.data_plane import ForwardStream
 from llmpq.stage_load import StageLoad
 
@@ -23,13 +22,6 @@ _NUM_DECODES = 7
 #: Tokens of each sequence behind its prompt: one from prefill, and those of all decode frames.
 NUM_NEW_TOKENS = _NUM_DECODES + 2
 _FRAME_TIMEOUT_S = 120.0
-#: Bytes of a hidden state on the wire here; stages convert.
-_HIDDEN_BYTES = 4
-
-
-def max_frame_tokens(shape: ModelShape) -> int:
-    """Rows of hidden states that fit into a frame."""
-    return MAX_PAYLOAD_BYTES // (shape.hidden_size * _HIDDEN_BYTES)
 
 
 class SliceRun:

@@ -92,6 +92,11 @@ class Frame:
         return sum(self.counts)
 
 
+def max_frame_rows(row_bytes: int) -> int:
+    """Rows of so many bytes that a frame may have; at least 1."""
+    return max(min(MAX_FRAME_ROWS, MAX_FRAME_BYTES // row_bytes), 1)
+
+
 def encode_frame(frame: Frame) -> bytes:
     """Serializes a frame whose payload fits one message; see `frame_chunks` for any."""
     return write_message(header_of(frame), frame.payload)

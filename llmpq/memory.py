@@ -90,7 +90,8 @@ def workspace_bytes(
     rows * per_row + attention + largest_matrix + logits, where
 
     - per_row: residual, normed and projected hidden states, the larger of (queries, keys, values, attended values) and
-      the feed-forward activations, and the payload of the frame that came (unless first) and that goes (unless last);
+      the feed-forward activations, and the payloads of the frame that came and the one that waits behind it (unless
+      first), and of the one that goes (unless last);
       where groups are scattered, also the inputs of a matrix in its own order;
     - attention: in prefill one sequence at a time, heads * new * total scores; in decode the keys and values of all
       sequences padded to one length, and their heads * total scores;
@@ -109,7 +110,7 @@ def workspace_bytes(
     """
     queries = shape.num_heads * shape.head_dim
     ffn = shape.intermediate_size * (3 if shape.gated_ffn else 2)
-    payloads = (not is_first) + (not is_last)
+    payloads = 2 * (not is_first) + (not is_last)
     per_row = (3 + payloads) * shape.hidden_size + max(2 * queries + 2 * shape.kv_size, ffn)
     if shape.has_scattered_groups:
         per_row += max(columns for _, columns in shape.linear_shapes.values())

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from llmpq.device import DeviceProfile, Phase
 from llmpq.errors import DoesNotFitError, InvalidInputError
+from llmpq.frames import max_frame_rows
 from llmpq.plan import Plan, PlanEstimate, PlanningProblem, StagePlan
 from planner_svc.latency import DeviceLatency
 from planner_svc.memory import stage_memory
@@ -47,13 +48,12 @@ class CostModel:
 
     Args:
         problem: A problem that `validation.check_problem` has passed.
-        max_payload_bytes: Most bytes of one frame.
 
     Raises:
         InvalidInputError: A device lacks latency points.
     """
 
-    def __init__(self, problem: PlanningProblem, max_payload_bytes: int) -> None:
+    def __init__(self, problem: PlanningProblem) -> None:
         self.problem = problem
         self.shape = problem.shape
         self.workload = Workload.of(problem.workload)
@@ -62,21 +62,12 @@ class CostModel:
             profile.device_id: DeviceLatency().fit(profile, f"problem.devices[{number}]")
             for number, profile in enumerate(problem.devices)
         }
-        self._max_payload_bytes = max_payload_bytes
         self._predict = lru_cache(maxsize=None)(self._predict_layer)
 
     def max_frame_rows(self, device_ids: Sequence[str]) -> int:
-        """Rows of hidden states that fit into one frame between these devices; at least 1."""
+        """Rows of hidden states that a frame between these devices may have; at least 1."""
         widest = max(self.devices[device_id].description.activation_bytes for device_id in device_ids)
-        return max(self._max_payload_bytes // (self.shape.hidden_size * widest), 1)
-
-    def max_prefill_tokens(self, device_ids: Sequence[str], setting: Setting) -> int:
-        """Most rows of a prefill frame: what fits a frame, and no more than eta of the longest prompts."""
-        return min(self.max_frame_rows(device_ids), setting.prefill_micro_batch * self.workload.longest_prompt)
-
-    def schedule(self, device_ids: Sequence[str], setting: Setting) -> Schedule:
-        """The workload cut for a pipeline of these devices."""
-        return Schedule.of(self.workload, setting, self.max_prefill_tokens(device_ids, setting))
+        return max_frame_rows(self.shape.hidden_size * widest)
 
     def layer_s(self, device_id: str, scheme: str, phase: Phase, load: Load) -> float:
         """Seconds of one layer."""
@@ -117,7 +108,7 @@ class CostModel:
             DoesNotFitError: A stage takes more memory than its device's budget.
             InvalidInputError: A layer has a scheme that its device has no points for.
         """
-        schedule = Schedule.of(self.workload, Setting.of(plan), plan.max_prefill_tokens)
+        schedule = Schedule.of(self.workload, Setting.of(plan))
         prefill = self.stage_times(plan.stages, Phase.PREFILL, schedule.prefill_load)
         decode = self.stage_times(plan.stages, Phase.DECODE, schedule.decode_load)
         prefill_s = schedule.prefill_s(prefill.total_s, prefill.slowest_s)

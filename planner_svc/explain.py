@@ -35,7 +35,7 @@ def explain_plan(cost: CostModel, plan: Plan, create: Create) -> Explanation:
         plan: The plan.
         create: Plans the counterfactuals.
     """
-    schedule = cost.schedule([stage.device_id for stage in plan.stages], Setting.of(plan))
+    schedule = Schedule.of(cost.workload, Setting.of(plan))
     prefill = cost.stage_times(plan.stages, Phase.PREFILL, schedule.prefill_load)
     decode = cost.stage_times(plan.stages, Phase.DECODE, schedule.decode_load)
     stages = tuple(

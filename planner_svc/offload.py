@@ -45,10 +45,13 @@ class Policy:
     num_blocks: int
 
     @property
-    def setting(self) -> Setting:
-        """The same in the words of the scheduler: a block is a micro-batch of both phases."""
-        block = self.device_batch * self.batches_per_block
-        return Setting(block, block, self.num_blocks)
+    def block_size(self) -> int:
+        """Sequences of a block."""
+        return self.device_batch * self.batches_per_block
+
+    def setting(self, longest_prompt: int) -> Setting:
+        """The same in the words of the scheduler: a block is a micro-batch of both phases, and no prompt is cut."""
+        return Setting(self.block_size, self.block_size, self.num_blocks, self.block_size * longest_prompt)
 
 
 @dataclass(frozen=True)
@@ -173,9 +176,9 @@ class OffloadingStage:
 
     def _kept_bytes(self) -> Floats:
         """Bytes of all weights, of the cache, and of the states between layers, wherever they are kept."""
-        cache = self._cache_bytes(self.num_layers, self.policy.setting.num_slots)
+        cache = self._cache_bytes(self.num_layers, self.policy.num_blocks * self.policy.block_size)
         weights = self.num_layers * layer_bytes(self.cost.shape, self.precision)
-        block_rows = self.policy.setting.decode_micro_batch * self.cost.workload.longest_prompt
+        block_rows = self.policy.block_size * self.cost.workload.longest_prompt
         return np.array([weights, cache, block_rows * self.cost.shape.hidden_size * self._element_bytes], dtype=float)
 
     def _buffer_bytes(self) -> Floats:

@@ -27,12 +27,10 @@ class Planner:
 
     Args:
         time_limit_s: Time a search may take where the problem sets none.
-        max_payload_bytes: Most bytes of one frame on the data plane.
     """
 
-    def __init__(self, time_limit_s: float, max_payload_bytes: int) -> None:
+    def __init__(self, time_limit_s: float) -> None:
         self._time_limit_s = time_limit_s
-        self._max_payload_bytes = max_payload_bytes
 
     def create(self, problem: PlanningProblem, on_progress: OnProgress = _ignore) -> Plan:
         """Makes a plan by the strategy that the options name.
@@ -42,7 +40,7 @@ class Planner:
             PreconditionError: No plan fits the memory or the quality budget.
         """
         started = time.monotonic()
-        check_problem(problem, self._max_payload_bytes)
+        check_problem(problem)
         check_strategy(problem.options.strategy, STRATEGIES, "problem.options.strategy")
         strategy = STRATEGIES[problem.options.strategy or DEFAULT_STRATEGY]
         deadline = started + (problem.options.time_limit_s or self._time_limit_s)
@@ -57,7 +55,7 @@ class Planner:
             InvalidInputError: The problem or the plan is malformed.
             DoesNotFitError: The plan takes more memory than a device has.
         """
-        check_problem(problem, self._max_payload_bytes)
+        check_problem(problem)
         check_plan(problem, plan)
         return self._cost(problem).evaluate(plan)
 
@@ -69,7 +67,7 @@ class Planner:
         Raises:
             InvalidInputError: The problem is malformed, or there is no such strategy.
         """
-        check_problem(problem, self._max_payload_bytes)
+        check_problem(problem)
         known = (*STRATEGIES, *OFFLOADING_STRATEGIES)
         for number, name in enumerate(strategies):
             check_strategy(name or "''", known, f"strategies[{number}]")
@@ -115,4 +113,4 @@ class Planner:
     def _cost(self, problem: PlanningProblem) -> CostModel:
         limit_s = problem.options.time_limit_s or self._time_limit_s
         options = replace(problem.options, time_limit_s=limit_s)
-        return CostModel(replace(problem, options=options), self._max_payload_bytes)
+        return CostModel(replace(problem, options=options))

@@ -15,16 +15,18 @@ class Setting:
         prefill_micro_batch: eta, in sequences.
         decode_micro_batch: xi, in sequences.
         num_lanes: mu, decode micro-batches in flight.
+        max_prefill_tokens: Rows of a prefill frame at most; longer prompts are cut.
     """
 
     prefill_micro_batch: int
     decode_micro_batch: int
     num_lanes: int
+    max_prefill_tokens: int
 
     @classmethod
     def of(cls, plan: Plan) -> "Setting":
         """The setting of a plan."""
-        return cls(plan.prefill_micro_batch, plan.decode_micro_batch, plan.num_lanes)
+        return cls(plan.prefill_micro_batch, plan.decode_micro_batch, plan.num_lanes, plan.max_prefill_tokens)
 
     @property
     def num_slots(self) -> int:
@@ -57,7 +59,7 @@ class Schedule:
     is_repeated: bool = False
 
     @classmethod
-    def of(cls, workload: Workload, setting: Setting, max_prefill_tokens: int) -> "Schedule":
+    def of(cls, workload: Workload, setting: Setting) -> "Schedule":
         """Cuts a workload.
 
         Freed slots are refilled, so the number of rounds follows from all requests and all slots, see
@@ -65,11 +67,11 @@ class Schedule:
         """
         requests = workload.num_requests
         sequences = min(setting.prefill_micro_batch, setting.num_slots)
-        num_frames = workload.num_prefill_frames(sequences, max_prefill_tokens)
+        num_frames = workload.num_prefill_frames(sequences, setting.max_prefill_tokens)
         num_lanes = min(setting.num_lanes, _ceil(requests, setting.decode_micro_batch))
         num_rounds = workload.num_rounds(min(setting.num_slots, requests))
         occupancy = workload.decode_steps / (num_lanes * num_rounds) if num_rounds else 0.0
-        full_prefill = min(sequences, max_prefill_tokens / workload.mean_prompt_tokens)
+        full_prefill = min(sequences, setting.max_prefill_tokens / workload.mean_prompt_tokens)
         return cls(
             num_frames=num_frames,
             num_lanes=num_lanes,

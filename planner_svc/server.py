@@ -9,7 +9,7 @@ from planner_svc.service import SERVICE_NAME, PlannerService
 
 async def run(config: PlannerConfig) -> None:
     """Serves until SIGTERM or SIGINT; raises InvalidInputError for an address that cannot be bound."""
-    service = PlannerService(Planner(config.time_limit_s, config.max_payload_bytes))
+    service = PlannerService(Planner(config.time_limit_s))
     async with serving(
         config.listen,
         lambda server: planner_service_pb2_grpc.add_PlannerServiceServicer_to_server(service, server),

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain, islice, permutations
+from functools import cache, cached_property, partial
+from itertools import chain, count, islice, permutations, takewhile
+from math import ceil
 
 import numpy as np
 
@@ -26,8 +27,11 @@ DEFAULT_THETA_SHARE = 0.25
 
 #: Orders that are tried one by one; four unlike devices have 64.
 MAX_ORDERS = 100
-#: Candidates that are tried at most, orders with the most devices first. Four unlike devices have about as many.
-MAX_CANDIDATES = 5_000
+#: Candidates that are tried at most, orders with the most devices first. Four unlike devices have about 5,000.
+MAX_CANDIDATES = 8_000
+
+#: Prompts are not cut into fewer rows: most devices then wait for weights instead of computing.
+MIN_CUT_TOKENS = 256
 
 Order = tuple[str, ...]
 
@@ -137,12 +141,14 @@ class SearchSpace:
         - lanes: 1 to stages + 1, of more than eight only every power of two and those near the stages; more cannot
           shorten a round;
         - xi: all requests in the cache at once, or in 2, 4, 8, ... waves where memory is short; at most a frame;
-        - eta: 1, 2, 4, ... up to a frame of mean prompts and to the slots, and that largest number itself. Where
-          nothing is decoded, slots limit the frames in flight: they are to suffice for one more than stages.
+        - eta: 1, 2, 4, ... up to a frame of mean prompts, and that largest number itself. Slots are to suffice for a
+          frame in every stage and, where nothing is decoded, for one more: they then limit the frames in flight;
+        - rows of a prefill frame: see `prefill_tokens`.
         """
         requests = self.cost.workload.num_requests
-        frames_in_flight = 1 if self.cost.workload.decode_steps else len(order) + 1
+        frames_in_flight = len(order) + (not self.cost.workload.decode_steps)
         max_rows = self.cost.max_frame_rows(order)
+        prefill_tokens = cache(partial(self.prefill_tokens, order))
         lanes = [self.options.num_lanes] if self.options.num_lanes else _lanes(min(len(order) + 1, requests))
         settings: dict[Setting, None] = {}
         for num_lanes in lanes:
@@ -150,8 +156,22 @@ class SearchSpace:
                 slots = min(num_lanes * decode_micro_batch, requests)
                 largest = max(min(slots // frames_in_flight, int(max_rows / self.cost.workload.mean_prompt_tokens)), 1)
                 for prefill_micro_batch in self._prefill_sizes(largest):
-                    settings[Setting(prefill_micro_batch, decode_micro_batch, num_lanes)] = None
+                    for tokens in prefill_tokens(prefill_micro_batch):
+                        settings[Setting(prefill_micro_batch, decode_micro_batch, num_lanes, tokens)] = None
         return list(settings)
+
+    def prefill_tokens(self, order: Order, prefill_micro_batch: int) -> list[int]:
+        """Rows that a prefill frame may have.
+
+        Room for eta mean prompts and for the longest one whole. The smallest micro-batches may also be halves of that,
+        quarters, and so on, which cut prompts: deep pipelines fill sooner, and temporaries take less memory.
+        """
+        workload = self.cost.workload
+        whole = max(workload.longest_prompt, ceil(prefill_micro_batch * workload.mean_prompt_tokens))
+        whole = min(whole, self.cost.max_frame_rows(order))
+        if prefill_micro_batch > max(self.options.prefill_micro_batch, 1):
+            return [whole]
+        return [whole, *takewhile(lambda rows: rows >= MIN_CUT_TOKENS, (-(-whole // 2**k) for k in count(1)))]
 
     def problem(self, candidate: Candidate) -> AssignmentProblem:
         """The inner problem of a candidate."""
@@ -179,7 +199,7 @@ class SearchSpace:
                 decode_micro_batch=setting.decode_micro_batch,
                 num_lanes=setting.num_lanes,
                 max_sequence_tokens=self.cost.workload.max_sequence_tokens,
-                max_prefill_tokens=self.cost.max_prefill_tokens(candidate.order, setting),
+                max_prefill_tokens=setting.max_prefill_tokens,
                 rounding=self.options.rounding,
                 has_int8_kv_cache=self.options.has_int8_kv_cache,
             )
@@ -230,13 +250,12 @@ class SearchSpace:
     def _problem(self, candidate: Candidate, theta_s: float) -> AssignmentProblem:
         order, setting = candidate.order, candidate.setting
         objective = self.options.effective_objective
-        max_prefill_tokens = self.cost.max_prefill_tokens(order, setting)
-        schedule = self._pricing.schedule(setting, max_prefill_tokens)
+        schedule = self._pricing.schedule(setting)
         price = self.cost.usd_per_s(order) if objective == "cost" else 1.0
         per_row = self._layers_per_row
         last = len(order) - 1
         stages = [
-            self._pricing.stage(device_id, setting, max_prefill_tokens, is_first=number == 0, is_last=number == last)
+            self._pricing.stage(device_id, setting, is_first=number == 0, is_last=number == last)
             for number, device_id in enumerate(order)
         ]
         return AssignmentProblem(

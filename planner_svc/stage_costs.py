@@ -60,14 +60,12 @@ class StagePricing:
         self.stage = cache(self._stage)
         self.link_s = cache(cost.link_s)
 
-    def _schedule(self, setting: Setting, max_prefill_tokens: int) -> Schedule:
+    def _schedule(self, setting: Setting) -> Schedule:
         is_repeated = self._cost.problem.options.effective_objective == "throughput"
-        return replace(Schedule.of(self._cost.workload, setting, max_prefill_tokens), is_repeated=is_repeated)
+        return replace(Schedule.of(self._cost.workload, setting), is_repeated=is_repeated)
 
-    def _stage(
-        self, device_id: str, setting: Setting, max_prefill_tokens: int, *, is_first: bool, is_last: bool
-    ) -> StageCosts:
-        cost, schedule = self._cost, self.schedule(setting, max_prefill_tokens)
+    def _stage(self, device_id: str, setting: Setting, *, is_first: bool, is_last: bool) -> StageCosts:
+        cost, schedule = self._cost, self.schedule(setting)
         description, is_int8 = cost.devices[device_id].description, cost.problem.options.has_int8_kv_cache
         cache_bytes = kv_bytes(
             cost.shape,
@@ -85,7 +83,7 @@ class StagePricing:
             is_last=is_last,
             num_slots=setting.num_slots,
             max_sequence_tokens=cost.workload.max_sequence_tokens,
-            max_prefill_tokens=max_prefill_tokens,
+            max_prefill_tokens=setting.max_prefill_tokens,
             has_int8_kv_cache=is_int8,
         )
         free = float(memory.budget_bytes - memory.used_bytes)

@@ -6,6 +6,7 @@ from math import isfinite
 
 from llmpq.errors import InvalidInputError
 from llmpq.families import KNOWN_FAMILIES
+from llmpq.frames import max_frame_rows
 from llmpq.model import ModelShape
 from llmpq.plan import OBJECTIVES, PLAN_VERSION, LayerSensitivity, Plan, PlanningProblem, PlanOptions
 from llmpq.schemes import GROUP_SIZES, SCHEMES
@@ -21,7 +22,7 @@ MAX_BYTES = 10**16
 MAX_NANOSECONDS = 10**15
 
 
-def check_problem(problem: PlanningProblem, max_payload_bytes: int) -> None:
+def check_problem(problem: PlanningProblem) -> None:
     """Checks a planning problem.
 
     Raises:
@@ -32,7 +33,7 @@ def check_problem(problem: PlanningProblem, max_payload_bytes: int) -> None:
     _check_workload(problem)
     _check_sensitivities(problem.sensitivities, problem.shape.num_layers)
     _check_options(problem.options, len(problem.devices), problem.shape.num_layers)
-    _check_micro_batch(problem, max_payload_bytes)
+    _check_micro_batch(problem)
     _check_prices(problem)
 
 
@@ -181,11 +182,11 @@ def _check_layer_groups(options: PlanOptions, num_layers: int) -> None:
     _require(size <= 1 or not options.layer_schemes, field, "has no meaning where each layer's scheme is given")
 
 
-def _check_micro_batch(problem: PlanningProblem, max_payload_bytes: int) -> None:
+def _check_micro_batch(problem: PlanningProblem) -> None:
     widest = max(device.description.activation_bytes for device in problem.devices)
-    most = max_payload_bytes // (problem.shape.hidden_size * widest)
+    most = max_frame_rows(problem.shape.hidden_size * widest)
     xi = problem.options.decode_micro_batch
-    _require(xi <= max(most, 1), "problem.options.decode_micro_batch", f"is {xi}; one frame holds {most} sequences")
+    _require(xi <= most, "problem.options.decode_micro_batch", f"is {xi}; one frame holds {most} sequences")
 
 
 def _check_prices(problem: PlanningProblem) -> None:

@@ -44,12 +44,18 @@ def one_micro_batch_size(space: SearchSpace, order: Order) -> list[Setting]:
     """Settings of planners that know one phase: eta = xi, and a micro-batch for each stage.
 
     The size is requests / stages, as in LLM-PQ's evaluation, or its halves where memory is short; options may fix it.
+    The smallest may also have prompts cut.
     """
     num_requests = space.cost.workload.num_requests
     num_lanes = space.options.num_lanes or min(len(order), num_requests)
     largest = min(-(-num_requests // num_lanes), space.cost.max_frame_rows(order))
     sizes = [space.options.decode_micro_batch] if space.options.decode_micro_batch else list(halvings(largest))
-    return [Setting(space.options.prefill_micro_batch or size, size, num_lanes) for size in sizes]
+    return [
+        Setting(prefill_size, size, num_lanes, tokens)
+        for size in sizes
+        for prefill_size in (space.options.prefill_micro_batch or size,)
+        for tokens in space.prefill_tokens(order, prefill_size)
+    ]
 
 
 def halvings(largest: int) -> Iterator[int]:

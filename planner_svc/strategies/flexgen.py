@@ -73,10 +73,10 @@ class OffloadPipeline:
 
     def simulate(self) -> Run:
         """The batch in simulated time."""
-        setting = self.policy.setting
+        setting = self.policy.setting(self.cost.workload.longest_prompt)
         limits = Limits(
             prefill_sequences=setting.prefill_micro_batch,
-            prefill_tokens=_block_tokens(self.cost, self.policy),
+            prefill_tokens=setting.max_prefill_tokens,
             decode_sequences=setting.decode_micro_batch,
             num_lanes=setting.num_lanes,
             prefills_in_flight=len(self.stages) + 1,
@@ -179,9 +179,4 @@ def _alike(one: OffloadingStage, other: OffloadingStage) -> bool:
 
 
 def _schedule(cost: CostModel, policy: Policy) -> Schedule:
-    return Schedule.of(cost.workload, policy.setting, _block_tokens(cost, policy))
-
-
-def _block_tokens(cost: CostModel, policy: Policy) -> int:
-    """Prompts of a block at most: blocks do not travel in frames of a limited size, as those of the mesh do."""
-    return policy.setting.prefill_micro_batch * cost.workload.longest_prompt
+    return Schedule.of(cost.workload, policy.setting(cost.workload.longest_prompt))

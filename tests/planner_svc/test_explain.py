@@ -14,8 +14,7 @@ from planner_svc.space import SearchSpace
 from planner_svc.trade import unbeaten
 from tests.planner_svc.devices import affine_law, device
 
-MAX_PAYLOAD_BYTES = 2**22
-PLANNER = Planner(time_limit_s=20.0, max_payload_bytes=MAX_PAYLOAD_BYTES)
+PLANNER = Planner(time_limit_s=20.0)
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def test_each_stage_is_seen_against_its_limits(tight: PlanningProblem) -> None:
 def test_more_never_hurts_and_less_never_helps(tight: PlanningProblem) -> None:
     """A further device or more memory give no worse an objective; a device or a precision less, no better."""
     explanation = PLANNER.explain(tight)
-    space = SearchSpace(CostModel(tight, MAX_PAYLOAD_BYTES))
+    space = SearchSpace(CostModel(tight))
     objective = space.objective_s(explanation.plan)
     cases = {case.change: case for case in explanation.counterfactuals}
     assert {"one more device like fast", "without slow", "25% more memory on every device"} < set(cases)

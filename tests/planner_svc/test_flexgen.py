@@ -16,7 +16,6 @@ from planner_svc.schedule import Schedule
 from planner_svc.strategies.flexgen import flexgen
 from tests.planner_svc.devices import affine_law, device
 
-MAX_PAYLOAD_BYTES = 2**22
 STEPS = np.linspace(0, 1, 11)
 
 
@@ -30,12 +29,12 @@ def offloading(problem: PlanningProblem, *, memory_bytes: int, host_bytes: int =
         )
         for name, slowdown in (("fast", 0.01), ("slow", 0.02))
     )
-    return CostModel(replace(problem, devices=devices, workload=(LengthBucket(50, 20, 16),)), MAX_PAYLOAD_BYTES)
+    return CostModel(replace(problem, devices=devices, workload=(LengthBucket(50, 20, 16),)))
 
 
 def stage_of(cost: CostModel, policy: Policy) -> tuple[OffloadingStage, Schedule]:
     """The first half of the layers on the first device."""
-    schedule = Schedule.of(cost.workload, policy.setting, policy.setting.prefill_micro_batch * 50)
+    schedule = Schedule.of(cost.workload, policy.setting(50))
     return OffloadingStage(
         cost, "fast", LayerPrecision("w16"), 0, 3, is_first=True, is_last=False, policy=policy
     ), schedule
@@ -107,7 +106,7 @@ def test_fewer_bytes_are_faster(problem: PlanningProblem) -> None:
 def test_unknown_hosts_and_full_hosts_are_said(problem: PlanningProblem) -> None:
     """An unknown host, a host without room, and a budget that is too strict: each is an error of its own."""
     with pytest.raises(PreconditionError) as caught:
-        flexgen(CostModel(problem, MAX_PAYLOAD_BYTES), "flexgen")
+        flexgen(CostModel(problem), "flexgen")
     assert caught.value.reason == "NOT_AVAILABLE"
     with pytest.raises(PreconditionError) as caught:
         flexgen(offloading(problem, memory_bytes=550_000, host_bytes=1000), "flexgen")
@@ -115,14 +114,14 @@ def test_unknown_hosts_and_full_hosts_are_said(problem: PlanningProblem) -> None
     cost = offloading(problem, memory_bytes=10**8)
     strict = replace(cost.problem, options=replace(problem.options, quality_budget=0.0))
     with pytest.raises(PreconditionError) as caught:
-        flexgen(CostModel(strict, MAX_PAYLOAD_BYTES), "flexgen-int8")
+        flexgen(CostModel(strict), "flexgen-int8")
     assert caught.value.reason == "QUALITY_BUDGET_INFEASIBLE"
 
 
 def test_the_mesh_is_never_given_such_a_plan(problem: PlanningProblem) -> None:
     """A comparison has it beside plans, not as one; CreatePlan does not know the strategy."""
     cost = offloading(problem, memory_bytes=550_000)
-    planner = Planner(5.0, MAX_PAYLOAD_BYTES)
+    planner = Planner(5.0)
     result = planner.compare(cost.problem, ["flexgen"])[0]
     assert result.plan is None
     assert result.offload is not None

@@ -15,12 +15,11 @@ from planner_svc.planner import Planner
 from planner_svc.space import SearchSpace
 from tests.planner_svc.devices import TINY, affine_law, device
 
-MAX_PAYLOAD_BYTES = 2**22
-PLANNER = Planner(time_limit_s=60.0, max_payload_bytes=MAX_PAYLOAD_BYTES)
+PLANNER = Planner(time_limit_s=60.0)
 NUM_INSTANCES, NUM_CLUSTERS = 200, 50
 
 
-def _some_quick(total: int, step: int, *, num_quick: int) -> list[Any]:
+def some_quick(total: int, step: int, *, num_quick: int) -> list[Any]:
     """Seeds from 0 to `total` in steps; all but the first ones only run when they are asked for (-m exhaustive)."""
     marks = pytest.mark.exhaustive
     return [pytest.param(seed, marks=marks if seed >= num_quick * step else ()) for seed in range(0, total, step)]
@@ -77,12 +76,12 @@ def _exhaustive_s(problem: AssignmentProblem, layers_per_group: int = 1) -> floa
     return best_s
 
 
-@pytest.mark.parametrize("first_seed", _some_quick(NUM_INSTANCES, 10, num_quick=3))
+@pytest.mark.parametrize("first_seed", some_quick(NUM_INSTANCES, 10, num_quick=3))
 def test_nothing_better_exists(first_seed: int) -> None:
     """The plan's objective is that of the best of all plans, to a millionth; where there is none, that is said."""
     for seed in range(first_seed, first_seed + 10):
         problem = random_instance(seed)
-        space = SearchSpace(CostModel(problem, MAX_PAYLOAD_BYTES))
+        space = SearchSpace(CostModel(problem))
         best_s = exhaustive_s(space)
         try:
             found_s = space.objective_s(PLANNER.create(problem))
@@ -104,7 +103,7 @@ def test_groups_of_layers_stay_together(layers_per_group: int) -> None:
             for name, damage in (("w8", 0.01), ("w8a8", 0.02), ("w4", 1.0), ("w3", 4.0))
         )
         problem = replace(problem, sensitivities=sensitivities)
-        space = SearchSpace(CostModel(problem, MAX_PAYLOAD_BYTES))
+        space = SearchSpace(CostModel(problem))
         best_s = min(
             _exhaustive_s(space.problem(candidate), layers_per_group)
             for candidate in space.candidates
@@ -135,12 +134,12 @@ def random_cluster(seed: int) -> PlanningProblem:
     return PlanningProblem("model", replace(TINY, num_layers=12), devices, workload, (), options)
 
 
-@pytest.mark.parametrize("first_seed", _some_quick(NUM_CLUSTERS, 5, num_quick=1))
+@pytest.mark.parametrize("first_seed", some_quick(NUM_CLUSTERS, 5, num_quick=1))
 def test_never_worse_than_any_baseline(first_seed: int) -> None:
     """On random mixed clusters no strategy has a lower objective than llm-pq; where one finds a plan, so does it."""
     for seed in range(first_seed, first_seed + 5):
         problem = random_cluster(seed)
-        space = SearchSpace(CostModel(problem, MAX_PAYLOAD_BYTES))
+        space = SearchSpace(CostModel(problem))
         objectives_s = {
             result.strategy: space.objective_s(result.plan) if result.plan else np.inf
             for result in PLANNER.compare(problem, STRATEGIES)

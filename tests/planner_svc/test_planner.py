@@ -6,6 +6,7 @@ import pytest
 
 from llmpq.device import DeviceProfile
 from llmpq.errors import DoesNotFitError, InvalidInputError, PreconditionError
+from llmpq.frames import MAX_FRAME_BYTES, MAX_FRAME_ROWS, max_frame_rows
 from llmpq.plan import (
     DEFAULT_OPTIMALITY_GAP,
     OFFLOADING_STRATEGIES,
@@ -23,7 +24,7 @@ from planner_svc.search import Progress
 from planner_svc.space import DEFAULT_THETA_SHARE
 from tests.planner_svc.devices import SMOLLM2, TINY, affine_law, device
 
-PLANNER = Planner(time_limit_s=20.0, max_payload_bytes=4 * 2**20)
+PLANNER = Planner(time_limit_s=20.0)
 
 
 def with_options(problem: PlanningProblem, **options: object) -> PlanningProblem:
@@ -256,11 +257,26 @@ def test_single_request(problem: PlanningProblem) -> None:
     assert plan.estimate.throughput_tokens_per_s == pytest.approx(12 / plan.estimate.total_s)
 
 
-def test_frames_are_bounded_by_payload(problem: PlanningProblem) -> None:
-    """No prefill frame exceeds the data plane's limit; long prompts are left to be cut into chunks."""
-    planner = Planner(time_limit_s=20.0, max_payload_bytes=100 * TINY.hidden_size * 4)
-    plan = planner.create(replace(problem, workload=(LengthBucket(400, 10, 6),)))
-    assert plan.max_prefill_tokens == 100
+def test_frames_hold_whole_prompts_where_there_is_memory(problem: PlanningProblem) -> None:
+    """One device computes prompts whole, and as many at once as its slots; the largest frame bounds them all."""
+    alone = with_options(replace(problem, devices=problem.devices[:1]), decode_micro_batch=6, num_lanes=1)
+    plan = PLANNER.create(replace(alone, workload=(LengthBucket(400, 10, 6),)))
+    assert (plan.prefill_micro_batch, plan.max_prefill_tokens) == (6, 2400)
+    assert max_frame_rows(4 * TINY.hidden_size) == MAX_FRAME_ROWS
+    assert max_frame_rows(MAX_FRAME_BYTES // 3) == 3
+
+
+def test_prompts_are_cut_where_temporaries_do_not_fit(problem: PlanningProblem) -> None:
+    """A device with memory for the temporaries of a part of a prompt gets prompts in such parts."""
+    shape, workload = replace(TINY, max_positions=10_000), (LengthBucket(8000, 10, 2),)
+
+    def planned(memory_bytes: int) -> Plan:
+        alone = device("a", affine_law(), memory_bytes=memory_bytes)
+        return PLANNER.create(replace(problem, shape=shape, devices=(alone,), workload=workload))
+
+    roomy = planned(10**11)
+    assert roomy.max_prefill_tokens >= 8000
+    assert planned(roomy.stages[0].memory.used_bytes // 4).max_prefill_tokens in {4000, 2000, 1000, 500}
 
 
 def test_devices_that_differ_in_name_only_are_one_kind(problem: PlanningProblem) -> None:

@@ -20,7 +20,7 @@ NO_DEADLINE = float("inf")
 
 def space_of(problem: PlanningProblem) -> SearchSpace:
     """The search space of a problem."""
-    return SearchSpace(CostModel(problem, 4 * 2**20))
+    return SearchSpace(CostModel(problem))
 
 
 def tight(problem: PlanningProblem) -> PlanningProblem:

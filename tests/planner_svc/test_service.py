@@ -41,7 +41,7 @@ async def _served(planner: Planner) -> AsyncIterator[planner_service_pb2_grpc.Pl
 @pytest.fixture
 async def stub() -> AsyncIterator[Any]:
     """A stub of a served planner."""
-    async for served in _served(Planner(time_limit_s=20.0, max_payload_bytes=4 * 2**20)):
+    async for served in _served(Planner(time_limit_s=20.0)):
         yield served
 
 
@@ -221,7 +221,7 @@ class _EndlessPlanner(Planner):
     """Plans until it is told to stop."""
 
     def __init__(self) -> None:
-        super().__init__(1.0, 2**20)
+        super().__init__(1.0)
         self.has_ended = threading.Event()
 
     def create(self, problem: PlanningProblem, on_progress: OnProgress = lambda _: None) -> Plan:

@@ -11,8 +11,6 @@ from planner_svc.simulator import simulate
 from planner_svc.timeline import closed_loop_s, open_loop_s
 from tests.planner_svc.devices import LayerLaw, device
 
-MAX_PAYLOAD_BYTES = 2**22
-
 
 def _constant_law(seconds: float) -> LayerLaw:
     return lambda *_: seconds
@@ -42,7 +40,7 @@ def _plan(*, eta: int, xi: int, lanes: int, split: int = 3) -> Plan:
 @pytest.mark.parametrize("eta", [1, 2, 3, 8])
 def test_prefill_alone_takes_what_the_open_loop_formula_says(problem: PlanningProblem, eta: int) -> None:
     """Requests that end with their first token take total + (micro-batches - 1) * slowest."""
-    cost = CostModel(_problem(problem, (LengthBucket(40, 1, 24),)), MAX_PAYLOAD_BYTES)
+    cost = CostModel(_problem(problem, (LengthBucket(40, 1, 24),)))
     plan = _plan(eta=eta, xi=8, lanes=3)
     simulation = simulate(cost, plan)
     load = cost.workload.prefill_load(eta)
@@ -59,7 +57,7 @@ def test_each_further_token_takes_a_round_of_the_closed_loop(problem: PlanningPr
     plan = _plan(eta=4, xi=4, lanes=lanes)
     ends = {}
     for tokens in (20, 50):
-        cost = CostModel(_problem(problem, (LengthBucket(40, tokens, 4 * lanes),)), MAX_PAYLOAD_BYTES)
+        cost = CostModel(_problem(problem, (LengthBucket(40, tokens, 4 * lanes),)))
         ends[tokens] = simulate(cost, plan).total_s
     times = cost.stage_times(plan.stages, Phase.DECODE, cost.workload.decode_load(4))
     rounds = {
@@ -72,7 +70,7 @@ def test_each_further_token_takes_a_round_of_the_closed_loop(problem: PlanningPr
 def test_no_server_works_more_than_all_the_time(problem: PlanningProblem) -> None:
     """Every token comes once, a stage is never busy longer than the run, and the run is no longer than all work."""
     buckets = (LengthBucket(40, 20, 7), LengthBucket(5, 60, 3), LengthBucket(200, 2, 5))
-    cost = CostModel(replace(problem, workload=buckets), MAX_PAYLOAD_BYTES)
+    cost = CostModel(replace(problem, workload=buckets))
     stages = tuple(
         replace(stage, device_id=name)
         for stage, name in zip(_plan(eta=2, xi=2, lanes=2).stages, ("fast", "slow"), strict=True)
@@ -86,6 +84,6 @@ def test_no_server_works_more_than_all_the_time(problem: PlanningProblem) -> Non
 def test_the_formula_is_close_where_lengths_are_unlike(problem: PlanningProblem) -> None:
     """For unlike lengths the closed formula, which takes means, stays within a fifth of the simulation."""
     buckets = (LengthBucket(40, 20, 20), LengthBucket(20, 60, 20), LengthBucket(100, 30, 20))
-    cost = CostModel(_problem(problem, buckets), MAX_PAYLOAD_BYTES)
+    cost = CostModel(_problem(problem, buckets))
     plan = _plan(eta=4, xi=5, lanes=2)
     assert simulate(cost, plan).total_s == pytest.approx(cost.evaluate(plan).estimate.total_s, rel=0.2)

@@ -36,20 +36,20 @@ def test_cached_length_is_the_mean_over_decode_steps() -> None:
 
 def test_answers_of_one_token_need_no_decoding() -> None:
     """The first token comes from prefill, so one token each means no rounds."""
-    schedule = Schedule.of(Workload.of([LengthBucket(10, 1, 4)]), Setting(2, 2, 2), 1000)
+    schedule = Schedule.of(Workload.of([LengthBucket(10, 1, 4)]), Setting(2, 2, 2, 1000))
     assert (schedule.num_rounds, schedule.num_frames) == (0, 2)
 
 
 def test_lanes_without_sequences_do_not_count() -> None:
     """Five requests in micro-batches of two fill three lanes, however many there are."""
-    schedule = Schedule.of(Workload.of([LengthBucket(10, 5, 5)]), Setting(1, 2, 8), 1000)
+    schedule = Schedule.of(Workload.of([LengthBucket(10, 5, 5)]), Setting(1, 2, 8, 1000))
     assert schedule.num_lanes == 3
     assert schedule.decode_load.num_sequences == pytest.approx(5 / 3)
 
 
 def test_long_prompts_are_chunked() -> None:
     """A frame holds a limited number of tokens, so long prompts take more frames than sequences."""
-    schedule = Schedule.of(Workload.of([LengthBucket(1000, 5, 4)]), Setting(4, 4, 1), 250)
+    schedule = Schedule.of(Workload.of([LengthBucket(1000, 5, 4)]), Setting(4, 4, 1, 250))
     assert schedule.num_frames == 16
     assert schedule.prefill_load.num_rows == 250
     assert schedule.full_prefill_load.num_rows == 250
