@@ -163,6 +163,36 @@ def test_a_wrong_frame_is_refused(
     assert two_stages.run([GOOD], model=stories260k).texts == before
 
 
+@pytest.mark.parametrize(
+    ("cuts", "problem"),
+    [
+        ([(7, 1, 1, True)], "row 1 came without those before"),
+        ([(7, 0, 1, True), (7, 2, 1, False)], "after 1 of 3 rows row 2 came"),
+        ([(7, 0, 1, True), (8, 0, 3, False)], "after 1 of 3 rows frame 8"),
+        ([(7, 0, 1, True), (7, 1, 1, False)], "after 2 of 3 rows no more were to come"),
+        ([(7, 0, 1, True), (7, 1, 3, False)], "no rows of 4 that are missing"),
+        ([(7, 0, 2, True)], "after 2 of 3 rows the stream ended"),
+    ],
+    ids=["no beginning", "a gap", "another frame between", "too few rows", "too many rows", "no end"],
+)
+def test_messages_that_make_no_frame_are_refused(
+    two_stages: Mesh, stories260k: str, cuts: list[tuple[int, int, int, bool]], problem: str
+) -> None:
+    """A stage refuses rows that do not follow one another as INVALID_ARGUMENT, names the frame, and goes on serving."""
+    before = two_stages.run([GOOD], model=stories260k).texts
+    messages = [_rows(*cut) for cut in cuts]
+
+    with grpc.insecure_channel(two_stages.services["stage-0"].address) as channel:
+        stub = activation_service_pb2_grpc.ActivationServiceStub(channel)
+        error = _error_of(stub.Forward(iter(messages), timeout=30))
+
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    violation = _detail(error, error_details_pb2.BadRequest).field_violations[0]
+    assert violation.field == "frame 7"
+    assert problem in violation.description
+    assert two_stages.run([GOOD], model=stories260k).texts == before
+
+
 def test_a_full_queue_says_when_to_come_again(tmp_path: Path, stories260k: str) -> None:
     """A batch that the queue cannot take is RESOURCE_EXHAUSTED with a time to wait, and is not stored."""
     lines = [completion(str(number), "Once", 8) for number in range(3)]
@@ -177,6 +207,25 @@ def test_a_full_queue_says_when_to_come_again(tmp_path: Path, stories260k: str) 
 
     assert refusal.value.retry_after_s > 0
     assert stored == [first.batch_id]
+
+
+def _rows(frame_id: int, first_row: int, num_rows: int, has_more: bool) -> frames_pb.ForwardRequest:  # noqa: FBT001 a row of a table
+    """A message with some rows of a frame of three tokens."""
+    payload = array("i", range(num_rows)).tobytes()
+    return frames_pb.ForwardRequest(
+        deployment_id="another",
+        frame_id=frame_id,
+        phase=plan_pb2.PHASE_PREFILL,
+        slots=[0],
+        starts=[0],
+        counts=[3],
+        data_type=frames_pb.DATA_TYPE_INT32,
+        dimensions=[3],
+        payload_crc32=zlib.crc32(payload),
+        first_row=first_row,
+        has_more=has_more,
+        payload=payload,
+    )
 
 
 def _load_request(model: str, *, scheme: str, num_slots: int) -> stage_pb.LoadStageRequest:

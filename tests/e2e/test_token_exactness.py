@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from mesh import Mesh, completion
 from reference import Reference
-from tiny_models import FAMILIES, save_random
+from tiny_models import FAMILIES, save_random, save_wide_llama
 
-from llmpq import BatchState, PlanOptions
+from llmpq import BatchState, Plan, PlanOptions
+from llmpq.rpc.channel import MAX_PAYLOAD_BYTES
 
 NUM_TOKENS = 64
 
@@ -65,12 +66,23 @@ def test_other_families(two_stages: Mesh, tmp_path: Path, family: str) -> None:
     _check(two_stages, str(save_random(tmp_path, family)), RANDOM_PROMPTS, CHOICE_OF[2])
 
 
+def test_a_micro_batch_of_several_messages(two_stages: Mesh, tmp_path: Path) -> None:
+    """Hidden states of one micro-batch that are larger than a message come out the same."""
+    prompts = tuple(tuple((7 * length + 11 * at) % 317 + 3 for at in range(length)) for length in (90, 120, 180, 64))
+
+    plan = _check(two_stages, str(save_wide_llama(tmp_path)), prompts, (4, 2, 2))
+
+    num_rows = sum(map(len, prompts))
+    assert num_rows <= plan.max_prefill_tokens
+    assert num_rows * 8192 * 4 > 3 * MAX_PAYLOAD_BYTES
+
+
 def test_smollm2(mesh: Mesh, smollm2: str) -> None:
     """A real model out of a GGUF file, at other micro-batch sizes for each number of stages."""
     _check(mesh, smollm2, TEXTS, CHOICE_OF[mesh.num_stages])
 
 
-def _check(mesh: Mesh, model: str, prompts: tuple[str | tuple[int, ...], ...], choice: tuple[int, int, int]) -> None:
+def _check(mesh: Mesh, model: str, prompts: tuple[str | tuple[int, ...], ...], choice: tuple[int, int, int]) -> Plan:
     prefill_micro_batch, decode_micro_batch, num_lanes = choice
     options = PlanOptions(
         allowed_schemes=("w16",),
@@ -92,6 +104,7 @@ def _check(mesh: Mesh, model: str, prompts: tuple[str | tuple[int, ...], ...], c
     assert (plan.prefill_micro_batch, plan.decode_micro_batch, plan.num_lanes) == choice
     assert len(plan.stages) == mesh.num_stages
     assert finished.texts == {str(index): text for index, text in enumerate(_expected(model, prompts))}
+    return plan
 
 
 @cache

@@ -1,10 +1,12 @@
 """The stage server as its neighbours see it, over real gRPC, with a stand-in for the coordinator's end of the ring."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from weakref import ref
 
 import grpc
@@ -13,6 +15,7 @@ import pytest
 import torch
 from parity_models import VOCABULARY, SaveModel
 from raw_stream import forward_messages
+from tiny_models import save_wide_llama
 
 from llmpq.device import Phase
 from llmpq.errors import (
@@ -282,6 +285,38 @@ async def test_bad_frame_ends_the_stream_with_a_typed_error(
         with pytest.raises(error, match=says):
             await stream.watch()
         assert sink.results.empty()
+
+
+async def test_a_stage_takes_up_no_more_than_the_next_large_frame(tmp_path: Path) -> None:
+    """While a frame of several messages waits behind the one that is computed, further ones wait with their sender."""
+    model, num_rows, width = str(save_wide_llama(tmp_path)), 150, 8192
+    frame = replace(
+        token_frame(0, Phase.PREFILL, [[0] * num_rows], (0,)),
+        data_type=DataType.FLOAT32,
+        dimensions=(num_rows, width),
+        payload=np.random.default_rng(0).standard_normal((num_rows, width), dtype=np.float32).tobytes(),
+    )
+    may_compute = threading.Event()
+    async with stage_server() as (address, stage), result_sink() as (sink_address, sink):
+        request = load_request(model, sink_address, stage=1, cuts=(1,), max_sequence_tokens=256, max_frame_tokens=256)
+        await load(address, request)
+        stage._executor.submit(may_compute.wait)
+        async with ForwardStream(address) as stream:
+
+            async def send_all() -> None:
+                for number in range(5):
+                    await stream.send(replace(frame, frame_id=number))
+
+            sending = asyncio.create_task(send_all())
+            await stream.acknowledged()
+            await stream.acknowledged()
+            assert stage.deployment is not None
+            assert not stage.deployment.has_room.is_set()
+            may_compute.set()
+            results = [await sink.results.get() for _ in range(5)]
+            await sending
+    assert [result.frame_id for result in results] == list(range(5))
+    assert len({tuple(int32_of(result)) for result in results}) == 1
 
 
 async def test_corrupt_payload_is_data_loss(save_model: SaveModel) -> None:

@@ -62,6 +62,23 @@ def save_random_llama(directory: Path, *, is_tied: bool) -> Path:
     return _save(LlamaForCausalLM(config), directory)
 
 
+def save_wide_llama(directory: Path) -> Path:
+    """A Llama of 3 layers with little between hidden states that are as wide as those of a large model."""
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=8192,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        **_special_ids(),
+    )
+    return _save(LlamaForCausalLM(config), directory)
+
+
 def save_random(directory: Path, family: str) -> Path:
     """A model of 5 layers of one of FAMILIES: 6 query heads over 2 key/value heads, gated feed-forward, tied head."""
     name = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
