@@ -213,7 +213,7 @@ def test_wrong_usage_is_refused(terminal: Terminal, stories260k: str) -> None:
     assert terminal.run(*command, "--lengths", "azure").status == 2
     assert terminal.run(*command, "--add").status == 2
     assert terminal.run(*command, "--peer", "tgi").status == 1
-    assert terminal.run("bench", "wire", "--payload", "1GB").status == 2
+    assert terminal.run("bench", "wire", "--payload", "2GiB").status == 2
     assert terminal.run("bench", "kernels", "--shape", "64").status == 2
 
 
