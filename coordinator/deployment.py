@@ -83,6 +83,7 @@ def stage_loads(
             rounding=plan.rounding,
             samples=calibration,
             has_int8_kv_cache=plan.has_int8_kv_cache,
+            has_int8_activations=plan.has_int8_activations,
         )
         for number, stage in enumerate(plan.stages)
     ]

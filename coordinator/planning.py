@@ -20,6 +20,7 @@ from llmpq.batch import PreviewedPlan
 from llmpq.device import DeviceProfile, Phase
 from llmpq.errors import PreconditionError
 from llmpq.fidelity import FidelityResult
+from llmpq.frames import hidden_row_bytes
 from llmpq.measurements import MeasurementCache
 from llmpq.model import pinned, read_shape
 from llmpq.plan import STRATEGIES, LayerSensitivity, LengthBucket, Plan, PlanningProblem, PlanOptions
@@ -164,7 +165,12 @@ class Planning:
         """
         shape = await asyncio.to_thread(read_shape, plan.model)
         if frame is not None:
-            row_bytes = [shape.hidden_size * member.description.activation_bytes for member in stages[:-1]]
+            row_bytes = [
+                hidden_row_bytes(
+                    shape.hidden_size, member.description.activation_bytes, is_int8=plan.has_int8_activations
+                )
+                for member in stages[:-1]
+            ]
             payloads = (0, *(frame.num_rows * num_bytes for num_bytes in row_bytes))
             self._links.learn(stages, payloads, sum(transits_ns(frame)))
         for member, of_stage in zip(stages, ratios, strict=True):

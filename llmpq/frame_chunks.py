@@ -4,26 +4,29 @@ What the messages of a cut frame look like is said in activation_service.proto.
 """
 
 from collections.abc import Iterator
-from math import prod
 
 import numpy as np
 
 from llmpq.errors import InvalidInputError
 from llmpq.frame_message import read_message, write_message
 from llmpq.frames import MAX_FRAME_BYTES, DataType, Frame, encode_frame, frame_of, header_of, invalid_frame
-from llmpq.rpc.channel import MAX_PAYLOAD_BYTES
 from llmpq.v1 import activation_service_pb2 as pb
+
+#: Payload of a message of a frame that is cut, as far as rows are not longer: of a quarter to four mebibytes the size
+#: at which frames of 2 MiB and more travel fastest (docs/performance.md), because one message is encoded while another
+#: is on its way.
+CHUNK_BYTES = 2**20
 
 
 def messages_of(frame: Frame) -> Iterator[bytes]:
     """The messages that a frame is sent as, in order; each is made when it is asked for."""
-    if len(frame.payload) <= MAX_PAYLOAD_BYTES:
+    if len(frame.payload) <= CHUNK_BYTES:
         yield encode_frame(frame)
         return
     payload = memoryview(frame.payload)
-    num_rows, *width = frame.dimensions
-    row_bytes = prod(width) * frame.data_type.num_bytes
-    step = max(MAX_PAYLOAD_BYTES // row_bytes, 1)
+    num_rows = frame.dimensions[0]
+    row_bytes = frame.data_type.payload_bytes(frame.dimensions[1:])
+    step = max(CHUNK_BYTES // row_bytes, 1)
     header = header_of(frame)
     for first_row in range(0, num_rows, step):
         if first_row:
@@ -112,7 +115,7 @@ def _row_bytes(header: pb.ForwardRequest) -> int:
     if header.first_row:
         raise invalid_frame(header.frame_id, f"row {header.first_row} came without those before")
     try:
-        row_bytes = prod(header.dimensions[1:]) * DataType(header.data_type).num_bytes
+        row_bytes = DataType(header.data_type).payload_bytes(header.dimensions[1:])
     except ValueError as error:
         raise invalid_frame(header.frame_id, f"unknown enum value: {error}") from error
     if not header.dimensions or not row_bytes:

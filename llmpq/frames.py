@@ -1,5 +1,6 @@
 """Frames of the data plane: one micro-batch on the wire."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import isfinite, prod
@@ -21,6 +22,19 @@ MAX_FRAME_ROWS = 2**14
 #: mistake, for which no memory is set aside.
 MAX_FRAME_BYTES = MAX_FRAME_ROWS * 2**14 * 4
 
+#: Elements of a row of INT8 that share a scale.
+INT8_GROUP_SIZE = 64
+
+
+def int8_row_bytes(width: int) -> int:
+    """Bytes of a row of so many elements as INT8: a byte each, and a float32 for each group."""
+    return width + 4 * -(-width // INT8_GROUP_SIZE)
+
+
+def hidden_row_bytes(hidden_size: int, activation_bytes: int, *, is_int8: bool) -> int:
+    """Bytes of a token's hidden states on their way between stages."""
+    return int8_row_bytes(hidden_size) if is_int8 else hidden_size * activation_bytes
+
 
 class DataType(IntEnum):
     """Mirror of the message enum `DataType`."""
@@ -29,11 +43,14 @@ class DataType(IntEnum):
     FLOAT16 = pb.DATA_TYPE_FLOAT16
     BFLOAT16 = pb.DATA_TYPE_BFLOAT16
     INT32 = pb.DATA_TYPE_INT32
+    INT8 = pb.DATA_TYPE_INT8
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of one element."""
-        return 2 if self in {DataType.FLOAT16, DataType.BFLOAT16} else 4
+    def payload_bytes(self, dimensions: Sequence[int]) -> int:
+        """Bytes of a tensor of that shape."""
+        *outer, width = dimensions or (1,)
+        if self is DataType.INT8:
+            return prod(outer) * int8_row_bytes(width)
+        return prod(outer) * width * (2 if self in {DataType.FLOAT16, DataType.BFLOAT16} else 4)
 
 
 class FrameOutput(IntEnum):
@@ -68,7 +85,7 @@ class StageTiming:
 class Frame:
     """Mirror of the message `ForwardRequest`; see there for each field.
 
-    `payload` holds `prod(dimensions)` elements of `data_type`, little-endian and row-major.
+    `payload` holds a tensor of `dimensions` and `data_type`, little-endian and row-major.
     """
 
     deployment_id: str
@@ -195,7 +212,7 @@ def _check(frame: Frame) -> None:
         raise invalid_frame(frame.frame_id, "targets must be token ids or -1")
     if frame.phase is Phase.DECODE and frame.num_rows != num_sequences:
         raise invalid_frame(frame.frame_id, "a decode frame has one row a sequence")
-    expected_bytes = prod(frame.dimensions) * frame.data_type.num_bytes
+    expected_bytes = frame.data_type.payload_bytes(frame.dimensions)
     if len(frame.payload) != expected_bytes:
         raise invalid_frame(
             frame.frame_id,

@@ -86,6 +86,7 @@ class PlanOptions:
     deadline_s: float = 0.0
     layers_per_group: int = 0
     has_int8_kv_cache: bool = False
+    has_int8_activations: bool = False
 
     @property
     def effective_objective(self) -> str:
@@ -179,6 +180,7 @@ class PlanEstimate:
     solve_s: float = 0.0
     period_s: float = 0.0
     cost_usd: float = 0.0
+    layers_per_group: int = 0
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,7 @@ class Plan:
     hash: str = ""
     rounding: Rounding = NEAREST
     has_int8_kv_cache: bool = False
+    has_int8_activations: bool = False
 
     @property
     def num_slots(self) -> int:

@@ -30,6 +30,7 @@ class StageLoad:
     rounding: Rounding = NEAREST
     samples: tuple[TokenSequence, ...] = ()
     has_int8_kv_cache: bool = False
+    has_int8_activations: bool = False
 
     @property
     def is_first(self) -> bool:

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from llmpq.device import DeviceProfile, Phase
 from llmpq.errors import DoesNotFitError, InvalidInputError
-from llmpq.frames import max_frame_rows
+from llmpq.frames import hidden_row_bytes, max_frame_rows
 from llmpq.plan import Plan, PlanEstimate, PlanningProblem, StagePlan
 from planner_svc.latency import DeviceLatency
 from planner_svc.memory import stage_memory
@@ -85,7 +85,11 @@ class CostModel:
         link = self.devices[receiver_id].link_from(sender_id or "")
         row_bytes = _TOKEN_BYTES
         if sender_id is not None:
-            row_bytes = self.shape.hidden_size * self.devices[sender_id].description.activation_bytes
+            row_bytes = hidden_row_bytes(
+                self.shape.hidden_size,
+                self.devices[sender_id].description.activation_bytes,
+                is_int8=self.problem.options.has_int8_activations,
+            )
         return link.transfer_s(load.num_rows * row_bytes)
 
     def stage_times(self, stages: Sequence[StagePlan], phase: Phase, load: Load) -> StageTimes:

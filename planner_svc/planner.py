@@ -57,7 +57,8 @@ class Planner:
         """
         check_problem(problem)
         check_plan(problem, plan)
-        return self._cost(problem).evaluate(plan)
+        options = replace(problem.options, has_int8_activations=plan.has_int8_activations)
+        return self._cost(replace(problem, options=options)).evaluate(plan)
 
     def compare(
         self, problem: PlanningProblem, strategies: Sequence[str], on_progress: OnProgress = _ignore

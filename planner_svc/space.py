@@ -143,7 +143,7 @@ class SearchSpace:
         - xi: all requests in the cache at once, or in 2, 4, 8, ... waves where memory is short; at most a frame;
         - eta: 1, 2, 4, ... up to a frame of mean prompts, and that largest number itself. Slots are to suffice for a
           frame in every stage and, where nothing is decoded, for one more: they then limit the frames in flight;
-        - rows of a prefill frame: see `prefill_tokens`.
+        - rows of a prefill frame: see `prefill_tokens`; only the smallest eta has prompts cut.
         """
         requests = self.cost.workload.num_requests
         frames_in_flight = len(order) + (not self.cost.workload.decode_steps)
@@ -155,22 +155,20 @@ class SearchSpace:
             for decode_micro_batch in self._decode_sizes(num_lanes, min(requests, max_rows)):
                 slots = min(num_lanes * decode_micro_batch, requests)
                 largest = max(min(slots // frames_in_flight, int(max_rows / self.cost.workload.mean_prompt_tokens)), 1)
-                for prefill_micro_batch in self._prefill_sizes(largest):
-                    for tokens in prefill_tokens(prefill_micro_batch):
+                for number, prefill_micro_batch in enumerate(self._prefill_sizes(largest)):
+                    for tokens in prefill_tokens(prefill_micro_batch)[: 1 if number else None]:
                         settings[Setting(prefill_micro_batch, decode_micro_batch, num_lanes, tokens)] = None
         return list(settings)
 
     def prefill_tokens(self, order: Order, prefill_micro_batch: int) -> list[int]:
         """Rows that a prefill frame may have.
 
-        Room for eta mean prompts and for the longest one whole. The smallest micro-batches may also be halves of that,
-        quarters, and so on, which cut prompts: deep pipelines fill sooner, and temporaries take less memory.
+        Room for eta mean prompts and for the longest one whole; then halves of that, quarters, and so on, which cut
+        prompts: deep pipelines fill sooner, and temporaries take less memory.
         """
         workload = self.cost.workload
         whole = max(workload.longest_prompt, ceil(prefill_micro_batch * workload.mean_prompt_tokens))
         whole = min(whole, self.cost.max_frame_rows(order))
-        if prefill_micro_batch > max(self.options.prefill_micro_batch, 1):
-            return [whole]
         return [whole, *takewhile(lambda rows: rows >= MIN_CUT_TOKENS, (-(-whole // 2**k) for k in count(1)))]
 
     def problem(self, candidate: Candidate) -> AssignmentProblem:
@@ -202,6 +200,7 @@ class SearchSpace:
                 max_prefill_tokens=setting.max_prefill_tokens,
                 rounding=self.options.rounding,
                 has_int8_kv_cache=self.options.has_int8_kv_cache,
+                has_int8_activations=self.options.has_int8_activations,
             )
         )
 

@@ -169,7 +169,8 @@ class Deployment:
         output = self._weights.hidden_states(inputs, layout, self._run_of_layers)
         if self._weights.head is not None:
             output = self._weights.results(output, layout, frame)
-        data_type, dimensions, payload = payload_of(output)
+        is_int8 = self.load.has_int8_activations and not self.load.is_last
+        data_type, dimensions, payload = payload_of(output, is_int8=is_int8)
         compute_ns = time.perf_counter_ns() - started_ns
         self._count(frame.phase, compute_ns)
         timing = StageTiming(self.load.stage, started_ns - arrived_ns, compute_ns, start_unix_ns)

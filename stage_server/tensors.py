@@ -2,8 +2,9 @@
 
 import numpy as np
 import torch
+from torch.nn import functional
 
-from llmpq.frames import DataType, Frame
+from llmpq.frames import INT8_GROUP_SIZE, DataType, Frame
 
 _TORCH_TYPE = {
     DataType.FLOAT32: torch.float32,
@@ -15,21 +16,48 @@ _DATA_TYPE = {torch_type: data_type for data_type, torch_type in _TORCH_TYPE.ite
 
 
 def tensor_of(frame: Frame, device: torch.device) -> torch.Tensor:
-    """The frame's payload as a tensor on `device`.
+    """The frame's payload as a tensor on `device`; INT8 as float32.
 
     On the CPU a payload that was put together of several messages is not copied; one that is a part of a message is: it
     is aligned to nothing, and cannot be written to.
     """
     payload = memoryview(frame.payload)
-    dtype = _TORCH_TYPE[frame.data_type]
-    if not payload.readonly:
-        return torch.frombuffer(payload, dtype=dtype).view(frame.dimensions).to(device)
-    tensor = torch.empty(frame.dimensions, dtype=dtype)
-    tensor.view(-1).view(torch.uint8).numpy()[:] = np.frombuffer(payload, dtype=np.uint8)
-    return tensor.to(device)
+    if payload.readonly:
+        raw = torch.empty(len(payload), dtype=torch.uint8)
+        raw.numpy()[:] = np.frombuffer(payload, dtype=np.uint8)
+    else:
+        raw = torch.frombuffer(payload, dtype=torch.uint8)
+    if frame.data_type is DataType.INT8:
+        return _dequantized(raw.to(device), frame.dimensions)
+    return raw.view(_TORCH_TYPE[frame.data_type]).view(frame.dimensions).to(device)
 
 
-def payload_of(tensor: torch.Tensor) -> tuple[DataType, tuple[int, ...], memoryview]:
-    """Element type, dimensions and bytes of a tensor; on the CPU the bytes are the tensor's own, not a copy."""
-    tensor = tensor.detach().cpu().contiguous()
-    return _DATA_TYPE[tensor.dtype], tuple(tensor.shape), tensor.view(-1).view(torch.uint8).numpy().data
+def payload_of(tensor: torch.Tensor, *, is_int8: bool = False) -> tuple[DataType, tuple[int, ...], memoryview]:
+    """Element type, dimensions and bytes of a tensor; on the CPU the bytes are the tensor's own, not a copy.
+
+    Args:
+        tensor: Of any shape; (rows, width) floats if `is_int8`.
+        is_int8: Round it to 8 bits: DataType.INT8.
+    """
+    tensor = tensor.detach()
+    data_type = DataType.INT8 if is_int8 else _DATA_TYPE[tensor.dtype]
+    raw = (_quantized(tensor) if is_int8 else tensor).cpu().contiguous()
+    return data_type, tuple(tensor.shape), raw.view(-1).view(torch.uint8).numpy().data
+
+
+def _quantized(tensor: torch.Tensor) -> torch.Tensor:
+    """(rows, width) floats as (rows, bytes) uint8; a scale is the largest magnitude of its group over 127."""
+    rows, width = tensor.shape
+    groups = functional.pad(tensor.float(), (0, -width % INT8_GROUP_SIZE)).view(rows, -1, INT8_GROUP_SIZE)
+    scales = groups.abs().amax(dim=-1, keepdim=True) / 127
+    codes = (groups / scales.clamp_min(torch.finfo(torch.float32).tiny)).round_().to(torch.int8)
+    parts = codes.view(rows, -1)[:, :width].view(torch.uint8), scales.view(rows, -1).view(torch.uint8)
+    return torch.cat(parts, dim=1)
+
+
+def _dequantized(raw: torch.Tensor, dimensions: tuple[int, ...]) -> torch.Tensor:
+    """What `_quantized` made of a tensor of these dimensions, as float32."""
+    rows, width = dimensions
+    parts = raw.view(rows, -1)
+    scales = parts[:, width:].contiguous().view(torch.float32)
+    return parts[:, :width].view(torch.int8) * scales.repeat_interleave(INT8_GROUP_SIZE, dim=1)[:, :width]

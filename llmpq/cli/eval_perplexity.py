@@ -35,6 +35,7 @@ def perplexity(
     rounding: options.RoundingMethod = "",
     symmetric: options.Symmetric = False,
     int8_kv_cache: options.Int8KvCache = False,
+    int8_activations: options.Int8Activations = False,
     quality_weight: options.QualityWeight = None,
     quality_budget: options.QualityBudget = None,
     as_json: options.Json = False,
@@ -53,8 +54,8 @@ def perplexity(
 
     [bold]JSON keys[/bold]: perplexity, tokens, scored_tokens, window, scheme (null
     if planned or given layer by layer), group, rounding, symmetric, int8_kv_cache,
-    precisions (layers of each scheme), and those of `run-batch` without output
-    and errors.
+    int8_activations, precisions (layers of each scheme), and those of
+    `run-batch` without output and errors.
     """
     mesh = MeshChoice.of_flags(coordinator, stages)
     plan_options = options.plan_options(
@@ -65,6 +66,7 @@ def perplexity(
         rounding=rounding,
         symmetric=symmetric,
         int8_kv_cache=int8_kv_cache,
+        int8_activations=int8_activations,
         quality_weight=quality_weight,
         quality_budget=quality_budget,
     )

@@ -36,6 +36,7 @@ def tasks(
     rounding: options.RoundingMethod = "",
     symmetric: options.Symmetric = False,
     int8_kv_cache: options.Int8KvCache = False,
+    int8_activations: options.Int8Activations = False,
     quality_weight: options.QualityWeight = None,
     quality_budget: options.QualityBudget = None,
     as_json: options.Json = False,
@@ -57,8 +58,9 @@ def tasks(
 
     [bold]JSON keys[/bold]: tasks (a list of task, kind, items, acc, acc_stderr,
     acc_norm, acc_norm_stderr, perplexity, samples), scheme (null if planned
-    or given layer by layer), group, rounding, symmetric, int8_kv_cache, precisions
-    (layers of each scheme), and those of `run-batch` without output and errors.
+    or given layer by layer), group, rounding, symmetric, int8_kv_cache,
+    int8_activations, precisions (layers of each scheme), and those of
+    `run-batch` without output and errors.
     """
     mesh = MeshChoice.of_flags(coordinator, stages)
     plan_options = options.plan_options(
@@ -69,6 +71,7 @@ def tasks(
         rounding=rounding,
         symmetric=symmetric,
         int8_kv_cache=int8_kv_cache,
+        int8_activations=int8_activations,
         quality_weight=quality_weight,
         quality_budget=quality_budget,
     )

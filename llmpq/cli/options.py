@@ -118,6 +118,10 @@ Int8KvCache = Annotated[
     bool,
     typer.Option("--int8-kv-cache", help="Cache keys and values in 8 bits: a quarter of float32, half of float16."),
 ]
+Int8Activations = Annotated[
+    bool,
+    typer.Option("--int8-activations", help="Send hidden states between stages in 8 bits, for slow links."),
+]
 Group = Annotated[
     int | None,
     typer.Option(
@@ -160,6 +164,7 @@ def plan_options(
     time_limit_s: float = 0.0,
     layers_per_group: int = 0,
     int8_kv_cache: bool = False,
+    int8_activations: bool = False,
 ) -> PlanOptions:
     """The options that the flags ask for; a mesh started for the call uses all the stages that were asked for.
 
@@ -190,6 +195,7 @@ def plan_options(
         time_limit_s=time_limit_s,
         layers_per_group=layers_per_group,
         has_int8_kv_cache=int8_kv_cache or given.has_int8_kv_cache,
+        has_int8_activations=int8_activations or given.has_int8_activations,
     )
 
 
@@ -201,4 +207,5 @@ def described(plan_options: PlanOptions, scheme: str) -> dict[str, object]:
         "rounding": plan_options.rounding.effective_method,
         "symmetric": plan_options.rounding.is_symmetric,
         "int8_kv_cache": plan_options.has_int8_kv_cache,
+        "int8_activations": plan_options.has_int8_activations,
     }

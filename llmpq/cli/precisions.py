@@ -69,5 +69,6 @@ def _of_plan(plan: Plan) -> PlanOptions:
         layer_schemes=tuple(layer.scheme for layer in layers),
         rounding=plan.rounding,
         has_int8_kv_cache=plan.has_int8_kv_cache,
+        has_int8_activations=plan.has_int8_activations,
     )
     return replace(options, group_size=group_sizes[0]) if group_sizes else options

@@ -6,7 +6,7 @@ import grpc
 
 #: Deadline of a unary control call.
 CONTROL_DEADLINE_S = 10.0
-#: Largest payload of one message; frames of the data plane that have more are cut (`llmpq.frame_chunks`).
+#: Largest payload of one message; frames of the data plane are cut to stay below (`llmpq.frame_chunks`).
 MAX_PAYLOAD_BYTES = 4 * 2**20
 #: Largest message: a payload and its header. A limit is a bug detector; do not lift it.
 MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES + 2**20

@@ -58,7 +58,7 @@ async def _round_trip_s(stream: ForwardStream, num_bytes: int) -> float:
         starts=[0],
         counts=[1],
         data_type=DataType.INT32,
-        dimensions=(num_bytes // DataType.INT32.num_bytes,),
+        dimensions=(num_bytes // 4,),
         payload=payload,
     )
     durations = []

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from llmpq.v1 import plan_pb2 as llmpq_dot_v1_dot_plan__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!llmpq/v1/activation_service.proto\x12\x08llmpq.v1\x1a\x13llmpq/v1/plan.proto\"U\n\x12SamplingParameters\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"X\n\x0bStageTiming\x12\r\n\x05stage\x18\x01 \x01(\r\x12\x0f\n\x07wait_ns\x18\x02 \x01(\x04\x12\x12\n\ncompute_ns\x18\x03 \x01(\x04\x12\x15\n\rstart_unix_ns\x18\x04 \x01(\x04\"\xb0\x03\n\x0e\x46orwardRequest\x12\x15\n\rdeployment_id\x18\x01 \x01(\t\x12\x10\n\x08\x66rame_id\x18\x02 \x01(\x04\x12\x1e\n\x05phase\x18\x03 \x01(\x0e\x32\x0f.llmpq.v1.Phase\x12\r\n\x05slots\x18\x04 \x03(\r\x12\x0e\n\x06starts\x18\x05 \x03(\r\x12\x0e\n\x06\x63ounts\x18\x06 \x03(\r\x12%\n\x06output\x18\x07 \x01(\x0e\x32\x15.llmpq.v1.FrameOutput\x12\r\n\x05\x65mits\x18\x08 \x03(\x08\x12.\n\x08sampling\x18\t \x03(\x0b\x32\x1c.llmpq.v1.SamplingParameters\x12\x0f\n\x07targets\x18\n \x03(\x05\x12&\n\x07timings\x18\x0b \x03(\x0b\x32\x15.llmpq.v1.StageTiming\x12%\n\tdata_type\x18\x0c \x01(\x0e\x32\x12.llmpq.v1.DataType\x12\x12\n\ndimensions\x18\r \x03(\r\x12\x15\n\rpayload_crc32\x18\x0e \x01(\r\x12\x11\n\tfirst_row\x18\x0f \x01(\r\x12\x10\n\x08has_more\x18\x10 \x01(\x08\x12\x10\n\x07payload\x18\xe8\x07 \x01(\x0c\"#\n\x0f\x46orwardResponse\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04*\x80\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x04*]\n\x0b\x46rameOutput\x12\x1c\n\x18\x46RAME_OUTPUT_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46RAME_OUTPUT_TOKENS\x10\x01\x12\x17\n\x13\x46RAME_OUTPUT_SCORES\x10\x02\x32W\n\x11\x41\x63tivationService\x12\x42\n\x07\x46orward\x12\x18.llmpq.v1.ForwardRequest\x1a\x19.llmpq.v1.ForwardResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!llmpq/v1/activation_service.proto\x12\x08llmpq.v1\x1a\x13llmpq/v1/plan.proto\"U\n\x12SamplingParameters\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"X\n\x0bStageTiming\x12\r\n\x05stage\x18\x01 \x01(\r\x12\x0f\n\x07wait_ns\x18\x02 \x01(\x04\x12\x12\n\ncompute_ns\x18\x03 \x01(\x04\x12\x15\n\rstart_unix_ns\x18\x04 \x01(\x04\"\xb0\x03\n\x0e\x46orwardRequest\x12\x15\n\rdeployment_id\x18\x01 \x01(\t\x12\x10\n\x08\x66rame_id\x18\x02 \x01(\x04\x12\x1e\n\x05phase\x18\x03 \x01(\x0e\x32\x0f.llmpq.v1.Phase\x12\r\n\x05slots\x18\x04 \x03(\r\x12\x0e\n\x06starts\x18\x05 \x03(\r\x12\x0e\n\x06\x63ounts\x18\x06 \x03(\r\x12%\n\x06output\x18\x07 \x01(\x0e\x32\x15.llmpq.v1.FrameOutput\x12\r\n\x05\x65mits\x18\x08 \x03(\x08\x12.\n\x08sampling\x18\t \x03(\x0b\x32\x1c.llmpq.v1.SamplingParameters\x12\x0f\n\x07targets\x18\n \x03(\x05\x12&\n\x07timings\x18\x0b \x03(\x0b\x32\x15.llmpq.v1.StageTiming\x12%\n\tdata_type\x18\x0c \x01(\x0e\x32\x12.llmpq.v1.DataType\x12\x12\n\ndimensions\x18\r \x03(\r\x12\x15\n\rpayload_crc32\x18\x0e \x01(\r\x12\x11\n\tfirst_row\x18\x0f \x01(\r\x12\x10\n\x08has_more\x18\x10 \x01(\x08\x12\x10\n\x07payload\x18\xe8\x07 \x01(\x0c\"#\n\x0f\x46orwardResponse\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04*\x94\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x02\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x04\x12\x12\n\x0e\x44\x41TA_TYPE_INT8\x10\x05*]\n\x0b\x46rameOutput\x12\x1c\n\x18\x46RAME_OUTPUT_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46RAME_OUTPUT_TOKENS\x10\x01\x12\x17\n\x13\x46RAME_OUTPUT_SCORES\x10\x02\x32W\n\x11\x41\x63tivationService\x12\x42\n\x07\x46orward\x12\x18.llmpq.v1.ForwardRequest\x1a\x19.llmpq.v1.ForwardResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llmpq.v1.activation_service
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DATATYPE']._serialized_start=718
-  _globals['_DATATYPE']._serialized_end=846
-  _globals['_FRAMEOUTPUT']._serialized_start=848
-  _globals['_FRAMEOUTPUT']._serialized_end=941
+  _globals['_DATATYPE']._serialized_end=866
+  _globals['_FRAMEOUTPUT']._serialized_start=868
+  _globals['_FRAMEOUTPUT']._serialized_end=961
   _globals['_SAMPLINGPARAMETERS']._serialized_start=68
   _globals['_SAMPLINGPARAMETERS']._serialized_end=153
   _globals['_STAGETIMING']._serialized_start=155
@@ -44,6 +44,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FORWARDREQUEST']._serialized_end=678
   _globals['_FORWARDRESPONSE']._serialized_start=680
   _globals['_FORWARDRESPONSE']._serialized_end=715
-  _globals['_ACTIVATIONSERVICE']._serialized_start=943
-  _globals['_ACTIVATIONSERVICE']._serialized_end=1030
+  _globals['_ACTIVATIONSERVICE']._serialized_start=963
+  _globals['_ACTIVATIONSERVICE']._serialized_end=1050
 # @@protoc_insertion_point(module_scope)

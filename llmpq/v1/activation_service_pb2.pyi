@@ -4,15 +4,15 @@ isort:skip_file
 The data plane. One frame is one micro-batch on its way through the pipeline: token ids into the first stage,
 hidden states between stages, results from the last stage to the coordinator, which serves this same service.
 
-A frame whose payload has at most 4 MiB is one message. A larger one is cut by rows (entries of its first dimension)
-into several, which follow one another on the stream with nothing between them:
+A frame whose payload has at most 4 MiB MAY be one message. Any frame MAY be cut by rows (entries of its first
+dimension) into several, which follow one another on the stream with nothing between them:
 
   1. the first is the frame itself, with `dimensions` of all rows, a `payload` of the first ones, and `has_more`;
   2. each further one has `deployment_id`, `frame_id`, `first_row`, `payload_crc32` and `payload`, and all but the
      last have `has_more`. What else they say is not read.
 
-The payloads one after another are the tensor. Each has whole rows and at most 4 MiB; where a frame is cut is up to
-the sender. A frame has at most 1 GiB.
+The payloads one after another are the tensor. Each has whole rows and at most 4 MiB; messages of about 1 MiB are
+fastest. A frame has at most 1 GiB.
 
 It is a service of its own so that an implementation MAY replace the serializer: `payload` has the highest field
 number, hence comes last on the wire, and can be written and read without copying.
@@ -51,6 +51,10 @@ class _DataTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataType.Val
     """Brain float."""
     DATA_TYPE_INT32: _DataType.ValueType  # 4
     """32-bit signed integer."""
+    DATA_TYPE_INT8: _DataType.ValueType  # 5
+    """Hidden states in 8 bits. A row is its 8-bit signed integers, one an element, and behind them a 32-bit float for each
+    64 of them (the last one for what is left): their scale. An element is its integer times its scale.
+    """
 
 class DataType(_DataType, metaclass=_DataTypeEnumTypeWrapper):
     """Element type of a payload; little-endian, row-major."""
@@ -65,6 +69,10 @@ DATA_TYPE_BFLOAT16: DataType.ValueType  # 3
 """Brain float."""
 DATA_TYPE_INT32: DataType.ValueType  # 4
 """32-bit signed integer."""
+DATA_TYPE_INT8: DataType.ValueType  # 5
+"""Hidden states in 8 bits. A row is its 8-bit signed integers, one an element, and behind them a 32-bit float for each
+64 of them (the last one for what is left): their scale. An element is its integer times its scale.
+"""
 Global___DataType: _TypeAlias = DataType  # noqa: Y015
 
 class _FrameOutput:

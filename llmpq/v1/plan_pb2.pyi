@@ -484,6 +484,7 @@ class PlanOptions(_message.Message):
     DEADLINE_S_FIELD_NUMBER: _builtins.int
     LAYERS_PER_GROUP_FIELD_NUMBER: _builtins.int
     HAS_INT8_KV_CACHE_FIELD_NUMBER: _builtins.int
+    HAS_INT8_ACTIVATIONS_FIELD_NUMBER: _builtins.int
     quality_weight: _builtins.float
     """Weight theta in seconds per unit of omega: the objective is time + theta * sum(omega)."""
     quality_budget: _builtins.float
@@ -529,6 +530,8 @@ class PlanOptions(_message.Message):
     """Cache keys and values as int8 with a float32 scale for each token and head, instead of in the type that the device
     computes in.
     """
+    has_int8_activations: _builtins.bool
+    """Send hidden states between stages as DATA_TYPE_INT8: for links that are slower than the stages."""
     @_builtins.property
     def allowed_schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Precisions that may be used; empty means all that a device can run."""
@@ -564,10 +567,11 @@ class PlanOptions(_message.Message):
         deadline_s: _builtins.float = ...,
         layers_per_group: _builtins.int = ...,
         has_int8_kv_cache: _builtins.bool = ...,
+        has_int8_activations: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_optimality_gap", b"_optimality_gap", "group_size", b"group_size", "optimality_gap", b"optimality_gap", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_optimality_gap", b"_optimality_gap", "allowed_schemes", b"allowed_schemes", "deadline_s", b"deadline_s", "decode_micro_batch", b"decode_micro_batch", "group_size", b"group_size", "has_int8_kv_cache", b"has_int8_kv_cache", "indicator", b"indicator", "layer_schemes", b"layer_schemes", "layers_per_group", b"layers_per_group", "num_lanes", b"num_lanes", "objective", b"objective", "optimality_gap", b"optimality_gap", "prefill_micro_batch", b"prefill_micro_batch", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding", "strategy", b"strategy", "time_limit_s", b"time_limit_s", "use_all_devices", b"use_all_devices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_size", b"_group_size", "_optimality_gap", b"_optimality_gap", "allowed_schemes", b"allowed_schemes", "deadline_s", b"deadline_s", "decode_micro_batch", b"decode_micro_batch", "group_size", b"group_size", "has_int8_activations", b"has_int8_activations", "has_int8_kv_cache", b"has_int8_kv_cache", "indicator", b"indicator", "layer_schemes", b"layer_schemes", "layers_per_group", b"layers_per_group", "num_lanes", b"num_lanes", "objective", b"objective", "optimality_gap", b"optimality_gap", "prefill_micro_batch", b"prefill_micro_batch", "quality", b"quality", "quality_budget", b"quality_budget", "quality_weight", b"quality_weight", "rounding", b"rounding", "strategy", b"strategy", "time_limit_s", b"time_limit_s", "use_all_devices", b"use_all_devices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__group_size: _TypeAlias = _typing.Literal["group_size"]  # noqa: Y015
     _WhichOneofArgType__group_size: _TypeAlias = _typing.Literal["_group_size", b"_group_size"]  # noqa: Y015
@@ -709,6 +713,7 @@ class PlanEstimate(_message.Message):
     SOLVE_S_FIELD_NUMBER: _builtins.int
     PERIOD_S_FIELD_NUMBER: _builtins.int
     COST_USD_FIELD_NUMBER: _builtins.int
+    LAYERS_PER_GROUP_FIELD_NUMBER: _builtins.int
     total_s: _builtins.float
     """Time of the whole batch."""
     prefill_s: _builtins.float
@@ -727,6 +732,10 @@ class PlanEstimate(_message.Message):
     """What the batch adds to the time where such batches follow one another without a pause."""
     cost_usd: _builtins.float
     """Price of the plan's devices for total_s, in US dollars; 0 if they have no prices."""
+    layers_per_group: _builtins.int
+    """Where single layers were too many for the planner: consecutive layers that it planned together before it moved
+    boundaries and precisions layer by layer. The gap holds for single layers all the same. 0 if it took each on its own.
+    """
     def __init__(
         self,
         *,
@@ -739,10 +748,11 @@ class PlanEstimate(_message.Message):
         solve_s: _builtins.float = ...,
         period_s: _builtins.float = ...,
         cost_usd: _builtins.float = ...,
+        layers_per_group: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_usd", b"cost_usd", "decode_s", b"decode_s", "gap", b"gap", "period_s", b"period_s", "prefill_s", b"prefill_s", "quality_loss", b"quality_loss", "solve_s", b"solve_s", "throughput_tokens_per_s", b"throughput_tokens_per_s", "total_s", b"total_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_usd", b"cost_usd", "decode_s", b"decode_s", "gap", b"gap", "layers_per_group", b"layers_per_group", "period_s", b"period_s", "prefill_s", b"prefill_s", "quality_loss", b"quality_loss", "solve_s", b"solve_s", "throughput_tokens_per_s", b"throughput_tokens_per_s", "total_s", b"total_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -767,6 +777,7 @@ class Plan(_message.Message):
     HASH_FIELD_NUMBER: _builtins.int
     ROUNDING_FIELD_NUMBER: _builtins.int
     HAS_INT8_KV_CACHE_FIELD_NUMBER: _builtins.int
+    HAS_INT8_ACTIVATIONS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Version of this document; 1."""
     model: _builtins.str
@@ -787,6 +798,8 @@ class Plan(_message.Message):
     """SHA-256 in hexadecimal over the decisions (everything but estimates and predicted figures), set by the planner."""
     has_int8_kv_cache: _builtins.bool
     """Keys and values are cached as int8."""
+    has_int8_activations: _builtins.bool
+    """Hidden states are sent between stages as DATA_TYPE_INT8."""
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StagePlan]:
         """The stages in pipeline order. Layers MUST be contiguous from 0 and cover the model."""
@@ -815,10 +828,11 @@ class Plan(_message.Message):
         hash: _builtins.str = ...,
         rounding: Global___Rounding | None = ...,
         has_int8_kv_cache: _builtins.bool = ...,
+        has_int8_activations: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate", "rounding", b"rounding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_micro_batch", b"decode_micro_batch", "estimate", b"estimate", "has_int8_kv_cache", b"has_int8_kv_cache", "hash", b"hash", "max_prefill_tokens", b"max_prefill_tokens", "max_sequence_tokens", b"max_sequence_tokens", "model", b"model", "num_lanes", b"num_lanes", "prefill_micro_batch", b"prefill_micro_batch", "rounding", b"rounding", "stages", b"stages", "strategy", b"strategy", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_micro_batch", b"decode_micro_batch", "estimate", b"estimate", "has_int8_activations", b"has_int8_activations", "has_int8_kv_cache", b"has_int8_kv_cache", "hash", b"hash", "max_prefill_tokens", b"max_prefill_tokens", "max_sequence_tokens", b"max_sequence_tokens", "model", b"model", "num_lanes", b"num_lanes", "prefill_micro_batch", b"prefill_micro_batch", "rounding", b"rounding", "stages", b"stages", "strategy", b"strategy", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

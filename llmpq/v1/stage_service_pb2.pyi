@@ -295,6 +295,7 @@ class LoadStageRequest(_message.Message):
     ROUNDING_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     HAS_INT8_KV_CACHE_FIELD_NUMBER: _builtins.int
+    HAS_INT8_ACTIVATIONS_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
     """Identity of this load; every frame must name it. A new one for each load, even of the same plan."""
     plan_hash: _builtins.str
@@ -317,6 +318,8 @@ class LoadStageRequest(_message.Message):
     """host:port of the next stage, or of the coordinator on the last stage."""
     has_int8_kv_cache: _builtins.bool
     """Cache keys and values as int8."""
+    has_int8_activations: _builtins.bool
+    """Send hidden states to the next stage as DATA_TYPE_INT8. A stage receives every type."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[_plan_pb2.LayerPrecision]:
         """Precision of each layer."""
@@ -346,10 +349,11 @@ class LoadStageRequest(_message.Message):
         rounding: _plan_pb2.Rounding | None = ...,
         samples: _abc.Iterable[Global___TokenSequence] | None = ...,
         has_int8_kv_cache: _builtins.bool = ...,
+        has_int8_activations: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rounding", b"rounding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "first_layer", b"first_layer", "has_int8_kv_cache", b"has_int8_kv_cache", "layers", b"layers", "max_frame_tokens", b"max_frame_tokens", "max_sequence_tokens", b"max_sequence_tokens", "model", b"model", "next_address", b"next_address", "num_slots", b"num_slots", "num_stages", b"num_stages", "plan_hash", b"plan_hash", "rounding", b"rounding", "samples", b"samples", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "first_layer", b"first_layer", "has_int8_activations", b"has_int8_activations", "has_int8_kv_cache", b"has_int8_kv_cache", "layers", b"layers", "max_frame_tokens", b"max_frame_tokens", "max_sequence_tokens", b"max_sequence_tokens", "model", b"model", "next_address", b"next_address", "num_slots", b"num_slots", "num_stages", b"num_stages", "plan_hash", b"plan_hash", "rounding", b"rounding", "samples", b"samples", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -44,7 +44,7 @@ def one_micro_batch_size(space: SearchSpace, order: Order) -> list[Setting]:
     """Settings of planners that know one phase: eta = xi, and a micro-batch for each stage.
 
     The size is requests / stages, as in LLM-PQ's evaluation, or its halves where memory is short; options may fix it.
-    The smallest may also have prompts cut.
+    Frames may also have prompts cut; the shortest come first, because their temporaries take the least memory.
     """
     num_requests = space.cost.workload.num_requests
     num_lanes = space.options.num_lanes or min(len(order), num_requests)
@@ -54,7 +54,7 @@ def one_micro_batch_size(space: SearchSpace, order: Order) -> list[Setting]:
         Setting(prefill_size, size, num_lanes, tokens)
         for size in sizes
         for prefill_size in (space.options.prefill_micro_batch or size,)
-        for tokens in space.prefill_tokens(order, prefill_size)
+        for tokens in reversed(space.prefill_tokens(order, prefill_size))
     ]
 
 

@@ -10,7 +10,7 @@ from reference import Reference
 from tiny_models import FAMILIES, save_random, save_wide_llama
 
 from llmpq import BatchState, Plan, PlanOptions
-from llmpq.rpc.channel import MAX_PAYLOAD_BYTES
+from llmpq.rpc.channel import MAX_MESSAGE_BYTES
 
 NUM_TOKENS = 64
 
@@ -74,7 +74,7 @@ def test_a_micro_batch_of_several_messages(two_stages: Mesh, tmp_path: Path) -> 
 
     num_rows = sum(map(len, prompts))
     assert num_rows <= plan.max_prefill_tokens
-    assert num_rows * 8192 * 4 > 3 * MAX_PAYLOAD_BYTES
+    assert num_rows * 8192 * 4 > 2 * MAX_MESSAGE_BYTES
 
 
 def test_smollm2(mesh: Mesh, smollm2: str) -> None:

@@ -84,7 +84,11 @@ def test_a_plan_gives_the_precisions(
     lengths = ("--batch", 8, "--prompt-len", 16, "--gen-len", 4)
     planned = terminal.run("plan", "--model", "m", *lengths, "--coordinator", address, "--json").out
     document = json.loads(planned)
-    document["plans"][0]["plan"] |= {"rounding": {"method": "hqq", "is_symmetric": True}, "has_int8_kv_cache": True}
+    document["plans"][0]["plan"] |= {
+        "rounding": {"method": "hqq", "is_symmetric": True},
+        "has_int8_kv_cache": True,
+        "has_int8_activations": True,
+    }
     path = tmp_path / "plan.json"
     expected = [layer.scheme for stage in PLAN.stages for layer in stage.layers]
     for written in (document, document["plans"][0], document["plans"][0]["plan"]):
@@ -94,6 +98,7 @@ def test_a_plan_gives_the_precisions(
         assert list(options.layer_schemes) == expected
         assert (options.group_size, options.rounding.method, options.rounding.is_symmetric) == (64, "hqq", True)
         assert options.has_int8_kv_cache
+        assert options.has_int8_activations
     ppl(terminal, address, text, "--precisions", path, "--rounding", "gptq", "--group", 0)
     options = background_coordinator.submissions[-1].plan_options
     assert (options.group_size, options.rounding.method, options.rounding.is_symmetric) == (0, "gptq", False)

@@ -19,9 +19,11 @@ from llmpq.plan import (
     PlanOptions,
 )
 from llmpq.schemes import SCHEMES
+from planner_svc.cost import CostModel
 from planner_svc.planner import Planner
 from planner_svc.search import Progress
 from planner_svc.space import DEFAULT_THETA_SHARE
+from planner_svc.workload import Load
 from tests.planner_svc.devices import SMOLLM2, TINY, affine_law, device
 
 PLANNER = Planner(time_limit_s=20.0)
@@ -277,6 +279,24 @@ def test_prompts_are_cut_where_temporaries_do_not_fit(problem: PlanningProblem) 
     roomy = planned(10**11)
     assert roomy.max_prefill_tokens >= 8000
     assert planned(roomy.stages[0].memory.used_bytes // 4).max_prefill_tokens in {4000, 2000, 1000, 500}
+
+
+def test_hidden_states_in_8_bits_take_their_share_of_a_link(problem: PlanningProblem) -> None:
+    """Links carry a byte an element and a scale for 64, the plan says so, and evaluating it anew changes nothing."""
+    wide, narrow = (
+        with_options(problem, has_int8_activations=is_int8, use_all_devices=True) for is_int8 in (False, True)
+    )
+    load = Load.of(4, 50, 0)
+    costs = [CostModel(each).link_s("fast", "slow", load) for each in (wide, narrow)]
+    link = next(each for each in problem.devices if each.device_id == "slow").link_from("fast")
+    width = TINY.hidden_size
+    assert costs == pytest.approx(
+        [link.transfer_s(200 * 4 * width), link.transfer_s(200 * (width + 4 * -(-width // 64)))]
+    )
+    plan = PLANNER.create(narrow)
+    assert plan.has_int8_activations
+    assert not PLANNER.create(wide).has_int8_activations
+    assert PLANNER.evaluate(wide, plan).estimate.total_s == pytest.approx(plan.estimate.total_s)
 
 
 def test_devices_that_differ_in_name_only_are_one_kind(problem: PlanningProblem) -> None:

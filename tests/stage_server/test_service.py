@@ -151,7 +151,7 @@ def int32_of(frame: Frame) -> list[int]:
 
 @asynccontextmanager
 async def pipeline(
-    model: str, num_stages: int, compute_dtypes: Sequence[torch.dtype] = ()
+    model: str, num_stages: int, compute_dtypes: Sequence[torch.dtype] = (), **changes: object
 ) -> AsyncIterator[tuple[ForwardStream, ResultSink]]:
     """Loaded stage servers in a row with a sink behind them, and the stream into the first."""
     cuts = range(1, num_stages)
@@ -160,7 +160,7 @@ async def pipeline(
         next_address, sink = await stack.enter_async_context(result_sink())
         for stage in reversed(range(num_stages)):
             address, _ = await stack.enter_async_context(stage_server(compute_dtype=dtypes[stage]))
-            await load(address, load_request(model, next_address, stage=stage, cuts=cuts))
+            await load(address, load_request(model, next_address, stage=stage, cuts=cuts, **changes))
             next_address = address
         stream = await stack.enter_async_context(ForwardStream(next_address))
         yield stream, sink
@@ -220,6 +220,32 @@ async def test_stages_may_compute_in_different_types(save_model: SaveModel, narr
         expected = model(torch.tensor([prompt])).logits[0].log_softmax(-1)[range(len(prompt) - 1), prompt[1:]]
     scores = torch.tensor(np.frombuffer(result.payload, dtype="<f4").copy())
     torch.testing.assert_close(scores, expected, atol=0.1, rtol=0.02)
+
+
+async def test_hidden_states_in_8_bits_are_rounded_once_between_stages(save_model: SaveModel) -> None:
+    """Scores are those of a model whose hidden states are rounded in groups of 64 where the stages meet."""
+    directory, model = save_model("llama-gqa-untied")
+    prompt = PROMPTS[2]
+    targets = [*prompt[1:], -1]
+    async with pipeline(directory, 2, has_int8_activations=True) as (stream, sink):
+        frame = token_frame(0, Phase.PREFILL, [prompt], (0,), output=FrameOutput.SCORES, emits=[], targets=targets)
+        await stream.send(frame)
+        result = await sink.results.get()
+
+    def rounded(_module: object, _inputs: object, hidden: torch.Tensor) -> torch.Tensor:
+        groups = hidden.split(64, dim=-1)
+        scales = [group.abs().amax(dim=-1, keepdim=True) / 127 for group in groups]
+        return torch.cat([torch.round(g / s) * s for g, s in zip(groups, scales, strict=True)], dim=-1)
+
+    def scores_of_model() -> torch.Tensor:
+        with torch.no_grad():
+            return model(torch.tensor([prompt])).logits[0].log_softmax(-1)[range(len(prompt) - 1), prompt[1:]]
+
+    exact = scores_of_model()
+    model.model.layers[0].register_forward_hook(rounded)
+    scores = torch.tensor(np.frombuffer(result.payload, dtype="<f4").copy())
+    torch.testing.assert_close(scores, scores_of_model(), atol=1e-3, rtol=1e-3)
+    assert (scores - exact).abs().max() > 3 * (scores - scores_of_model()).abs().max()
 
 
 async def test_only_emitting_sequences_return_tokens(save_model: SaveModel) -> None:
