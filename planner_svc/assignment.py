@@ -145,6 +145,16 @@ class AssignmentProblem:
             is_wrong |= time_s > self.deadline_s
         return np.asarray(np.where(is_wrong, np.inf, time_s + self.theta_s * losses))
 
+    def grouped(self, size: int) -> "AssignmentProblem":
+        """The problem of layers that go to a stage, and take a scheme, `size` at a time; that has to divide them."""
+        return replace(
+            self,
+            layer_prefill_s=size * self.layer_prefill_s,
+            layer_decode_s=size * self.layer_decode_s,
+            layer_bytes=size * self.layer_bytes,
+            omega=self.omega.reshape(-1, size, self.num_schemes).sum(axis=1),
+        )
+
     def without_limits(self) -> "AssignmentProblem":
         """The same costs with memory for everything, no quality budget and no deadline."""
         unlimited = np.full_like(self.capacity_bytes, np.inf)
@@ -184,6 +194,9 @@ class AssignmentProblem:
 
     def fits(self) -> bool:
         """Whether any assignment fits the memory."""
+        if self.is_allowed.all():  # then layers need not be told apart
+            room = np.floor(self.capacity_bytes / np.where(self.is_usable, self.layer_bytes, np.inf).min(axis=1))
+            return bool(room.min() >= 1 and room.sum() >= self.num_layers >= self.num_stages)
         return placement.fits(self._smallest_bytes(), self.capacity_bytes)
 
     def _smallest_bytes(self) -> Floats:

@@ -28,7 +28,8 @@ def balanced(
 def balanced_counts(num_layers: int, layer_s: Floats, outside_s: Floats, room: Floats) -> Floats | None:
     """Least max_j(OUTSIDE[j] + c[j] * LAYER[j]) for layers that are all alike; None if they do not fit.
 
-    Layers are dealt one by one to the stage that is then the least slow, which is optimal for equal layers.
+    Layers are dealt one by one to the stage that is then the least slow, which is optimal for equal layers: after one
+    for each stage, the least of all times that stages can come to are taken, as many as there are layers left.
 
     Args:
         num_layers: Layers to deal.
@@ -39,13 +40,13 @@ def balanced_counts(num_layers: int, layer_s: Floats, outside_s: Floats, room: F
     Returns:
         (stages) layers of each stage, at least 1.
     """
-    counts = np.ones(len(layer_s))
-    if room.min() < 1 or room.sum() < num_layers or num_layers < len(counts):
+    num_left = num_layers - len(layer_s)
+    if room.min() < 1 or room.sum() < num_layers or num_left < 0:
         return None
-    for _ in range(num_layers - len(counts)):
-        ends_s = np.where(counts < room, outside_s + (counts + 1) * layer_s, np.inf)
-        counts[ends_s.argmin()] += 1
-    return counts
+    counts = np.arange(2, num_left + 2)
+    ends_s = np.where(counts <= room[:, None], outside_s[:, None] + counts * layer_s[:, None], np.inf)
+    dealt = np.argsort(ends_s, axis=None, kind="stable")[:num_left]
+    return np.bincount(dealt // max(num_left, 1), minlength=len(layer_s)).astype(np.float64) + 1
 
 
 def balanced_split(

@@ -13,12 +13,14 @@ from planner_svc.space import SearchSpace
 from planner_svc.starts import price, starts
 from planner_svc.transfer import Transfer
 
-#: Candidates to find quick starts for, for each second that a search may take; those of the lowest bounds. What is done
-#: is counted rather than timed, so that the same problem gets the same plan, and so that llm-pq, which begins with this
-#: search, cannot be worse than it.
-_STARTED_PER_S = 100
+#: Layers of the candidates to find quick starts for, those of the lowest bounds, for each second that a search may
+#: take. What is done is counted rather than timed, so that the same problem gets the same plan, and so that llm-pq,
+#: which begins with this search, cannot be worse than it.
+_STARTED_LAYERS_PER_S = 3_000
 #: Candidates to improve, those with the best starts: so many, and so many more for each second.
 _LEAST_IMPROVED, _IMPROVED_PER_S = 4, 0.3
+#: Work of all improvements, see `Transfer`, for each second: about a fifth of it.
+WORK_PER_S = 1_500
 #: Starts of one candidate that are improved.
 _NUM_STARTS = 2
 #: An improvement by less is not worth a further candidate.
@@ -37,13 +39,14 @@ class LocalSearch:
         self._space = space
         self._best: Plan | None = None
         self._on_progress = on_progress
+        self._work_left = WORK_PER_S * space.options.time_limit_s
 
     def run(self) -> Plan | None:
         """The best plan found, if any is; its gap is to the best bound of any candidate."""
         started = self._started()
         most = _LEAST_IMPROVED + _IMPROVED_PER_S * self._space.options.time_limit_s
         for done, number in enumerate(sorted(started, key=lambda number: started[number][0][0])):
-            if self._best and done >= most:
+            if self._best and (done >= most or self._work_left <= 0):
                 break
             if self._space.objective_bounds_s[number] < self._best_objective_s * (1 - _TOLERANCE):
                 self._improve(number, [start for _, start in started[number]])
@@ -57,7 +60,7 @@ class LocalSearch:
     def _started(self) -> dict[int, list[tuple[float, Assignment]]]:
         """The best starts of each candidate with what they come to, candidates of the lowest bounds first."""
         bounds = self._space.objective_bounds_s
-        most = _STARTED_PER_S * self._space.options.time_limit_s
+        most = _STARTED_LAYERS_PER_S * self._space.options.time_limit_s / self._space.num_rows
         started: dict[int, list[tuple[float, Assignment]]] = {}
         for number in np.argsort(bounds, kind="stable"):
             if started and len(started) >= most:
@@ -71,7 +74,9 @@ class LocalSearch:
     def _improve(self, number: int, starts: list[Assignment]) -> None:
         problem = self._space.problem(self._space.candidates[number])
         for start in starts:
-            assignment, objective_s = Transfer(problem).improve(start)
+            transfer = Transfer(problem, work=self._work_left / _NUM_STARTS)
+            assignment, objective_s = transfer.improve(start)
+            self._work_left -= transfer.work
             if objective_s < self._best_objective_s:
                 self._best = self._space.plan(self._space.candidates[number], assignment, "")
 

@@ -2,8 +2,9 @@
 
 A candidate enters with a bound that costs microseconds (`SearchSpace.objective_bounds_s`) and comes back with that of
 the relaxed counts program, which costs about a millisecond. While it is still the most promising one, it is looked at
-more closely, with more time from look to look: by branch and bound over splits, or where the size of the problem rules
-that out, by the counts program, and where layers are unlike by the full program.
+more closely, with more time from look to look: by branch and bound over splits, of groups of layers where there are too
+many of them (`grouping`). What that leaves open is left to the counts program, and where layers are unlike to the full
+program.
 The search ends when no candidate is left that could improve on the incumbent by more than the optimality gap that the
 options allow.
 """
@@ -17,6 +18,7 @@ from math import inf
 from llmpq.plan import Plan
 from planner_svc.assignment import AssignmentProblem, Floats
 from planner_svc.counts import counts_bound_s, solve_counts
+from planner_svc.grouping import GroupedSolver
 from planner_svc.milp import Assignment, AssignmentModel, Solution, cheapest_assignment
 from planner_svc.segment_losses import SegmentLosses
 from planner_svc.space import SearchSpace
@@ -34,6 +36,8 @@ _RELAXATIONS_PER_LOOK = 100
 #: Time of the first close look at a candidate; each further one takes `_LOOK_FACTOR` times as long, up to the longest,
 #: so that a cancelled search ends soon.
 _FIRST_LOOK_S, _LOOK_FACTOR, _LONGEST_LOOK_S = 1.0, 4.0, 16.0
+#: Choices (stages * layers * schemes) of the full program, at most; that of more is not even made in time.
+_MAX_CHOICES = 12_000
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Search:
         self._on_progress = on_progress
         self._models: dict[int, AssignmentModel] = {}
         self._losses = SegmentLosses(space.omega)
+        self._groups = GroupedSolver(space.omega)
         self._beyond_splits: set[int] = set()  # candidates that are left to the programs
         self._bounded: list[tuple[float, int]] = []  # heap of (bound, number of the candidate)
         self._relaxed: list[tuple[float, int, int]] = []  # heap of (bound, number, close looks so far)
@@ -168,15 +173,18 @@ class Search:
         solution = solve_splits(problem, self._losses, **limits)
         if solution is None or solution.is_final:
             self._beyond_splits.add(number)
-        return solution and replace(solution, is_final=False)  # the programs have the last word
+        if solution is None:
+            solution = self._groups.solve(problem, **limits)
+        return solution and replace(solution, is_final=not _has_program(problem))
 
     def _solve(self, problem: AssignmentProblem, limits: Mapping[str, float], *, is_first: bool) -> Solution:
         """What the programs come to."""
-        if not problem.has_like_layers and not (is_first and problem.is_allowed.all()):
+        has_program = _has_program(problem)
+        if has_program and not problem.has_like_layers and not (is_first and problem.is_allowed.all()):
             return self._model(problem).solve(problem, **limits)
         found = solve_counts(problem, **limits)
         assignment = None if found.counts is None else self._assigned(problem, found.counts)
-        return Solution(assignment, found.bound_s, found.is_final and problem.has_like_layers)
+        return Solution(assignment, found.bound_s, found.is_final and (problem.has_like_layers or not has_program))
 
     def _assigned(self, problem: AssignmentProblem, counts: Floats) -> Assignment | None:
         """An assignment with these counts or better ones; None if the quality budget does not admit it."""
@@ -200,4 +208,12 @@ class Search:
         objective_s = self._best_objective_s
         bound_s = min(self._open_bound_s, self._closed_bound_s)
         gap = max(1 - bound_s / objective_s, 0.0) if objective_s else 0.0
-        return replace(plan, estimate=replace(plan.estimate, gap=gap))
+        estimate = replace(
+            plan.estimate, gap=gap, layers_per_group=self._groups.layers_per_group * self._space.layers_per_row
+        )
+        return replace(plan, estimate=estimate)
+
+
+def _has_program(problem: AssignmentProblem) -> bool:
+    """Whether a program may say what splits leave open: where layers are alike, that of counts does."""
+    return problem.has_like_layers or problem.num_stages * problem.omega.size <= _MAX_CHOICES

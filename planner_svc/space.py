@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from itertools import chain, count, islice, permutations, takewhile
-from math import ceil
+from heapq import nsmallest
+from itertools import chain, combinations, count, islice, product, takewhile
+from math import ceil, inf
 
 import numpy as np
 
@@ -25,10 +26,13 @@ from planner_svc.workload import Load
 #: number of seconds does not.
 DEFAULT_THETA_SHARE = 0.25
 
-#: Orders that are tried one by one; four unlike devices have 64.
+#: Orders that are tried at most; four unlike devices have 64.
 MAX_ORDERS = 100
 #: Candidates that are tried at most, orders with the most devices first. Four unlike devices have about 5,000.
 MAX_CANDIDATES = 8_000
+
+#: Settings at which orders are compared where they are too many.
+_NUM_SAMPLED = 3
 
 #: Prompts are not cut into fewer rows: most devices then wait for weights instead of computing.
 MIN_CUT_TOKENS = 256
@@ -67,7 +71,7 @@ class SearchSpace:
                 reason="NO_USABLE_SCHEME",
                 subject="problem.options.allowed_schemes",
             )
-        self._layers_per_row = max(self.options.layers_per_group, 1)
+        self.layers_per_row = max(self.options.layers_per_group, 1)
         self.omega = self._omega()
         group_size = self.options.effective_group_size
         weight_bytes = [layer_bytes(cost.shape, _precision(scheme, group_size)) for scheme in self.schemes]
@@ -109,8 +113,13 @@ class SearchSpace:
 
         Where these are more than `MAX_ORDERS`, devices of a kind stay together and all are taken or none, as in LLM-PQ;
         but any may be the first or the last, which have the embedding and the head. Of the orders that only differ
-        inside one is tried: times and memory depend on the ends, and on which devices there are.
+        inside one is tried: times and memory depend on the ends, and on which devices there are. Where even these are
+        more than `MAX_ORDERS`, those are taken whose bounds at a few settings are the lowest.
         """
+        return iter(self._orders)
+
+    @cached_property
+    def _orders(self) -> list[Order]:
         usable = [device_id for device_id, schemes in self.usable.items() if schemes]
         kinds: list[list[str]] = []
         for device_id in usable:
@@ -125,15 +134,21 @@ class SearchSpace:
         selections = (order for size in range(most, fewest - 1, -1) for order in _selections(kinds, size))
         some = list(islice(selections, MAX_ORDERS + 1))
         if len(some) <= MAX_ORDERS:
-            yield from some
-            return
+            return some
         kind_of = {device_id: number for number, kind in enumerate(kinds) for device_id in kind}
-        seen = set()
+        orders: dict[tuple[int, ...], Order] = {}
         for order in (order[:most] for order in _kinds_together(kinds) if fewest <= len(order)):
             sketch = (kind_of[order[0]], kind_of[order[-1]], *sorted(kind_of[device_id] for device_id in order))
-            if sketch not in seen:
-                seen.add(sketch)
-                yield order
+            orders.setdefault(sketch, order)
+        found = list(orders.values())
+        return found if len(found) <= MAX_ORDERS else nsmallest(MAX_ORDERS, found, key=self._order_bound_s)
+
+    def _order_bound_s(self, order: Order) -> float:
+        """The lowest bound on the time at a few settings; infinite if the model fits at none of them."""
+        settings = self.settings(order)
+        some = settings[:: -(-len(settings) // _NUM_SAMPLED)]
+        problems = (self._problem(Candidate(order, setting), 0.0) for setting in some)
+        return min((problem.time_bound_s() for problem in problems if problem.fits()), default=inf)
 
     def settings(self, order: Order) -> list[Setting]:
         """Micro-batch sizes to try on a pipeline, unless the options fix them.
@@ -222,12 +237,12 @@ class SearchSpace:
 
     def _by_layer(self, numbers: Sequence[int]) -> Iterator[int]:
         """The scheme of each layer, of the schemes of a stage's layers or groups."""
-        return (number for number in numbers for _ in range(self._layers_per_row))
+        return (number for number in numbers for _ in range(self.layers_per_row))
 
     def _omega(self) -> Floats:
         """(layers or groups, schemes) omega, infinite where the options give the layer another scheme."""
         omega = omega_matrix(self.cost.problem.sensitivities, self.cost.shape.num_layers, self.schemes)
-        omega = np.asarray(omega.reshape(-1, self._layers_per_row, len(self.schemes)).sum(axis=1))
+        omega = np.asarray(omega.reshape(-1, self.layers_per_row, len(self.schemes)).sum(axis=1))
         given = np.array(self.options.layer_schemes)
         if not given.size:
             return omega
@@ -251,7 +266,7 @@ class SearchSpace:
         objective = self.options.effective_objective
         schedule = self._pricing.schedule(setting)
         price = self.cost.usd_per_s(order) if objective == "cost" else 1.0
-        per_row = self._layers_per_row
+        per_row = self.layers_per_row
         last = len(order) - 1
         stages = [
             self._pricing.stage(device_id, setting, is_first=number == 0, is_last=number == last)
@@ -292,15 +307,15 @@ def _precision(scheme: str, group_size: int) -> LayerPrecision:
 
 
 def _kinds_together(kinds: Sequence[Sequence[str]]) -> Iterator[Order]:
-    """Kinds one after another; then the same with the first device, or the last one, of another kind."""
+    """Any selection of kinds, one after another: any first, and any other one, or a device of the same, last."""
     for num_kinds in range(len(kinds), 0, -1):
-        for chosen in permutations(kinds, num_kinds):
-            order = tuple(chain.from_iterable(chosen))
-            yield order
-            for kind in chosen:
-                others = tuple(device_id for device_id in order if device_id != kind[0])
-                yield (kind[0], *others)
-                yield (*others, kind[0])
+        for chosen in combinations(kinds, num_kinds):
+            for first, last in product(chosen, chosen):
+                inside = chain.from_iterable(kind for kind in chosen if kind is not first and kind is not last)
+                if first is not last:
+                    yield (*first, *inside, *last)
+                elif len(first) > 1 or num_kinds == 1:
+                    yield (*first[:-1], *inside, first[-1])
 
 
 def _lanes(most: int) -> list[int]:

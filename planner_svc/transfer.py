@@ -25,6 +25,8 @@ _MAX_SLIDE = 2
 _NUM_LEADING = 120
 #: Pairs are ranked by what they would come to if they did not touch the same layers; so many are tried in truth.
 _NUM_TRIED = 12
+#: Steps that are made whatever they take.
+_LEAST_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,19 @@ class Transfer:
     Args:
         problem: The inner problem.
         deadline: Value of `time.monotonic` at which to stop; never by default.
+        work: Stop where steps have come to this much, after ten at least. A step takes about 0.1 ms * stages^2.
     """
 
-    def __init__(self, problem: AssignmentProblem, deadline: float = inf) -> None:
+    def __init__(self, problem: AssignmentProblem, deadline: float = inf, work: float = inf) -> None:
         self._problem = problem
         self._deadline = deadline
+        self._max_steps = max(work / problem.num_stages**2, _LEAST_STEPS)
+        self._num_steps = 0
+
+    @property
+    def work(self) -> int:
+        """What the steps so far came to, in squares of stages."""
+        return self._num_steps * self._problem.num_stages**2
 
     def improve(self, start: Assignment) -> tuple[Assignment, float]:
         """The local optimum reached from an assignment, and its objective; infinite if nothing that fits is reached."""
@@ -70,7 +80,8 @@ class Transfer:
             np.concatenate([np.array(stage, dtype=np.int64) for stage in start]),
         )
         objective_s = self._objective_s(state)
-        while time.monotonic() < self._deadline:
+        while time.monotonic() < self._deadline and self._num_steps < self._max_steps:
+            self._num_steps += 1
             better = self._step(state, objective_s)
             if better is None:
                 break

@@ -20,13 +20,14 @@ def plan_table(plan: Plan) -> Table:
     """Which device runs which layers at which precision, and what the planner expects of it."""
     estimate = plan.estimate
     gap = f"at most {estimate.gap:.1%} from optimal, " if estimate.gap else ""
+    groups = f"in groups of {estimate.layers_per_group} layers first, " if estimate.layers_per_group else ""
     table = plain_table(
         f"{plan.strategy}: {plan.num_lanes} lane(s) of {plan.decode_micro_batch} sequences, "
         f"prefill of {plan.prefill_micro_batch} at a time; times are per micro-batch",
         ("device", "layers", "precisions", "memory used of budget", "prefill ms", "decode ms"),
         caption=f"expected: {format_seconds(estimate.total_s)}, {estimate.throughput_tokens_per_s:.1f} tokens/s, "
         f"quality loss {estimate.quality_loss:.3f} (w4 on every layer is 1), "
-        f"{gap}planned in {format_seconds(estimate.solve_s)}",
+        f"{gap}planned {groups}in {format_seconds(estimate.solve_s)}",
     )
     for stage in plan.stages:
         timings = (f"{stage.prefill_ms:.1f}", f"{stage.decode_ms:.2f}")

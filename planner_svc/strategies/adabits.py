@@ -5,6 +5,7 @@ from heapq import nsmallest
 
 from llmpq.plan import Plan
 from planner_svc.infeasible import does_not_fit
+from planner_svc.local_search import WORK_PER_S
 from planner_svc.search import OnProgress
 from planner_svc.space import Candidate, SearchSpace
 from planner_svc.starts import price, starts
@@ -13,6 +14,8 @@ from planner_svc.transfer import Transfer
 
 #: Splits at one precision to improve.
 _NUM_STARTS = 2
+#: Work of each of them, as a share of what the heuristic may do.
+_WORK_SHARE = 0.25
 
 
 def adabits(space: SearchSpace, _deadline: float, _on_progress: OnProgress) -> Plan:
@@ -27,11 +30,12 @@ def adabits(space: SearchSpace, _deadline: float, _on_progress: OnProgress) -> P
         PreconditionError: The plan exceeds the quality budget.
     """
     order = all_devices(space)
+    work = _WORK_SHARE * WORK_PER_S * space.options.time_limit_s
     candidates = [Candidate(order, setting) for setting in one_micro_batch_size(space, order)]
     for candidate in candidates:
         problem = space.problem(candidate).quality_only()
         most_exact = nsmallest(_NUM_STARTS, starts(problem), key=partial(price, problem))
-        improved = [Transfer(problem).improve(start) for start in most_exact]
+        improved = [Transfer(problem, work=work).improve(start) for start in most_exact]
         assignment, loss = min(improved, key=lambda found: found[1], default=((), float("inf")))
         if loss < float("inf"):
             return within_budget(space, space.plan(candidate, assignment, "adabits"))
