@@ -19,7 +19,7 @@ from coordinator.service import CoordinatorServicer, ResultReceiver
 from coordinator.store import JobStore
 from llmpq.frames import SERVICE_NAME as ACTIVATION_SERVICE
 from llmpq.rpc import announce, serving, until_signal
-from llmpq.rpc.data_plane import add_forward_handler
+from llmpq.rpc.data_plane import add_forward_handler, forwarding_locally
 from llmpq.v1 import coordinator_service_pb2
 from llmpq.v1.coordinator_service_pb2_grpc import add_CoordinatorServiceServicer_to_server
 
@@ -46,6 +46,7 @@ async def coordinating(config: CoordinatorConfig) -> AsyncIterator[tuple[str, Ru
     """Serves inside the block; gives the address and the queue, which does not run yet. Raises as `run`."""
     async with JobStore.opened(config.state) as store:
         router = ResultRouter()
+        receiver = ResultReceiver(router)
         mesh = Mesh(Cluster(config.lease_ttl_s), Planning(config.planner, config.state, router), router)
         runner = Runner(store, mesh)
         servicer = CoordinatorServicer(
@@ -59,9 +60,12 @@ async def coordinating(config: CoordinatorConfig) -> AsyncIterator[tuple[str, Ru
 
         def add_services(server: grpc.aio.Server) -> None:
             add_CoordinatorServiceServicer_to_server(servicer, server)
-            add_forward_handler(server, ResultReceiver(mesh.router).forward)
+            add_forward_handler(server, receiver.forward)
 
         services = (COORDINATOR_SERVICE, ACTIVATION_SERVICE)
-        async with serving(config.listen, add_services, services, drain_s=_DRAIN_S) as server:
+        async with (
+            serving(config.listen, add_services, services, drain_s=_DRAIN_S) as server,
+            forwarding_locally(server.address, receiver.forward),
+        ):
             mesh.router.address = config.advertised(server.address)
             yield server.address, runner

@@ -3,6 +3,7 @@
 import asyncio
 import platform
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import grpc
@@ -11,7 +12,7 @@ import structlog
 from llmpq.frames import SERVICE_NAME as ACTIVATION_SERVICE
 from llmpq.messages import to_message
 from llmpq.rpc import announce, serving, until_signal
-from llmpq.rpc.data_plane import add_forward_handler
+from llmpq.rpc.data_plane import add_forward_handler, forwarding_locally
 from llmpq.v1 import coordinator_service_pb2, plan_pb2, stage_service_pb2, stage_service_pb2_grpc
 from stage_server.config import StageConfig
 from stage_server.device import open_device
@@ -32,12 +33,16 @@ async def run(config: StageConfig) -> None:
     device = open_device(config)
     # The name may need the port, which is known once bound: Stage only uses it in messages.
     async with Stage(config.name, device) as stage:
+        receive = partial(receive_frames, stage)
 
         def add_services(server: grpc.aio.Server) -> None:
             stage_service_pb2_grpc.add_StageServiceServicer_to_server(StageServicer(stage), server)
-            add_forward_handler(server, lambda incoming: receive_frames(stage, incoming))
+            add_forward_handler(server, receive)
 
-        async with serving(config.listen, add_services, (STAGE_SERVICE, ACTIVATION_SERVICE)) as server:
+        async with (
+            serving(config.listen, add_services, (STAGE_SERVICE, ACTIVATION_SERVICE)) as server,
+            forwarding_locally(server.address, receive),
+        ):
             address = config.advertise or server.address
             stage.device_id = config.name or f"{platform.node()}/{config.device}/{address.rpartition(':')[2]}"
             stopped = until_signal()

@@ -9,13 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
-from llmpq.bench.wire_echo import FrameReceiver
+from llmpq.bench.wire_echo import FrameReceiver, receiving
 from llmpq.device import Phase
 from llmpq.frame_chunks import FrameAssembler, messages_of
 from llmpq.frames import DataType, Frame, FrameOutput
 from llmpq.mesh_process import MeshProcess
-from llmpq.rpc import serving
-from llmpq.rpc.data_plane import ForwardStream, add_forward_handler
+from llmpq.rpc.data_plane import ForwardStream
 
 #: Sequences of a frame, as in a decode micro-batch.
 _SEQUENCES = 32
@@ -31,12 +30,14 @@ class WireTiming:
     """Frames of one payload.
 
     Attributes:
+        transport: gRPC, as between hosts, or the local link, as on one host.
         payload_bytes: Of each frame.
         round_trip_ms: Median of there and back, one frame at a time.
         bytes_per_s: Payload that passes each way with several frames on their way.
         serialization_share: Part of the round trip spent encoding and decoding, twice each.
     """
 
+    transport: str
     payload_bytes: int
     round_trip_ms: float
     bytes_per_s: float
@@ -44,23 +45,24 @@ class WireTiming:
 
 
 async def time_wire(payloads: Sequence[int]) -> list[WireTiming]:
-    """Starts the other process and times frames of each payload (bytes, multiples of 4).
+    """Starts the other process and times frames of each payload (bytes, multiples of 4), by both transports.
 
     Raises:
         UnavailableError: The other process did not start, or died.
     """
+    return [timing for by_grpc in (False, True) for timing in await _time_transport(payloads, by_grpc=by_grpc)]
+
+
+async def _time_transport(payloads: Sequence[int], *, by_grpc: bool) -> list[WireTiming]:
     receiver = FrameReceiver()
-    async with serving(
-        "127.0.0.1:0", lambda server: add_forward_handler(server, receiver.forward), (), drain_s=0
-    ) as server:
-        echo = MeshProcess(
-            "echo", "llmpq.bench.wire_echo", ("--to", server.address), "127.0.0.1:0", lambda _name, _line: None
-        )
+    async with receiving("127.0.0.1:0", receiver) as address:
+        flags = ("--to", address, *(("--by-grpc",) if by_grpc else ()))
+        echo = MeshProcess("echo", "llmpq.bench.wire_echo", flags, "127.0.0.1:0", lambda _name, _line: None)
         await echo.start()
         try:
-            async with ForwardStream(echo.address) as there:
+            async with ForwardStream(echo.address, by_grpc=by_grpc) as there:
                 watching = asyncio.create_task(there.watch())
-                timings = [await _time_payload(there, receiver, size) for size in payloads]
+                timings = [await _time_payload(there, receiver, size, by_grpc=by_grpc) for size in payloads]
                 watching.cancel()
                 with suppress(asyncio.CancelledError):
                     await watching
@@ -69,7 +71,9 @@ async def time_wire(payloads: Sequence[int]) -> list[WireTiming]:
             await echo.stop()
 
 
-async def _time_payload(there: ForwardStream, receiver: FrameReceiver, payload_bytes: int) -> WireTiming:
+async def _time_payload(
+    there: ForwardStream, receiver: FrameReceiver, payload_bytes: int, *, by_grpc: bool
+) -> WireTiming:
     frame = _frame(payload_bytes)
 
     async def round_trip() -> None:
@@ -86,6 +90,7 @@ async def _time_payload(there: ForwardStream, receiver: FrameReceiver, payload_b
     trip_s = median(trips)
     num_frames = min(max(int(_ENOUGH_S / trip_s) * 2, _MIN_ROUNDS), _MAX_ROUNDS)
     return WireTiming(
+        "gRPC" if by_grpc else "local",
         payload_bytes,
         trip_s * 1e3,
         payload_bytes * num_frames / await _stream(there, receiver, frame, num_frames),

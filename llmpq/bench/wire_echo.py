@@ -1,17 +1,19 @@
 """The other end of `llmpq bench wire`: sends every frame that it receives on to an address, as a stage does.
 
-python -m llmpq.bench.wire_echo --listen HOST:PORT --to HOST:PORT
+python -m llmpq.bench.wire_echo --listen HOST:PORT --to HOST:PORT [--by-grpc]
 """
 
 import argparse
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 
 import uvloop
 
 from llmpq.frames import Frame
 from llmpq.rpc import announce, serving, until_signal
-from llmpq.rpc.data_plane import ForwardStream, add_forward_handler
+from llmpq.rpc.data_plane import ForwardStream, add_forward_handler, forwarding_locally
 
 
 class FrameReceiver:
@@ -27,25 +29,34 @@ class FrameReceiver:
             yield frame.frame_id
 
 
+@asynccontextmanager
+async def receiving(listen: str, receiver: FrameReceiver) -> AsyncIterator[str]:
+    """Serves the receiver inside the block; gives the address."""
+    add = partial(add_forward_handler, handler=receiver.forward)
+    async with serving(listen, add, (), drain_s=0) as server, forwarding_locally(server.address, receiver.forward):
+        yield server.address
+
+
 def main() -> None:
     """Serves until SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--listen", required=True)
     parser.add_argument("--to", required=True)
+    parser.add_argument("--by-grpc", action="store_true")
     uvloop.run(_echo(parser.parse_args()))
 
 
 async def _echo(flags: argparse.Namespace) -> None:
     receiver = FrameReceiver()
     async with (
-        serving(flags.listen, lambda server: add_forward_handler(server, receiver.forward), (), drain_s=0) as server,
-        ForwardStream(flags.to) as back,
+        receiving(flags.listen, receiver) as address,
+        ForwardStream(flags.to, by_grpc=flags.by_grpc) as back,
         asyncio.TaskGroup() as tasks,
     ):
         stopped = until_signal()
         watching = tasks.create_task(back.watch())
         sending = tasks.create_task(_send_back(receiver, back))
-        announce(server.address)
+        announce(address)
         await stopped
         watching.cancel()
         sending.cancel()

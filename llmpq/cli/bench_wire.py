@@ -23,9 +23,10 @@ def wire(
     json_file: bench_output.JsonFile = "",
     picture: bench_output.Picture = None,
 ) -> None:
-    """How fast frames travel to another process on this host and back, over gRPC as between stages.
+    """How fast frames travel to another process on this host and back.
 
-    Round trip of one frame at a time; bytes per second each way with four on
+    Over the local link, as between stages of one host, and over gRPC, as
+    between hosts. Round trip of one frame at a time; bytes per second each way with four on
     their way; and the part of the round trip spent encoding and decoding.
 
     [bold]Examples[/bold]
@@ -33,8 +34,8 @@ def wire(
       llmpq bench wire
       llmpq bench wire --payload 72KiB --json wire.json
 
-    [bold]JSON keys[/bold]: machine, frames: payload_bytes, round_trip_ms, bytes_per_s,
-    serialization_share.
+    [bold]JSON keys[/bold]: machine, frames: transport, payload_bytes, round_trip_ms,
+    bytes_per_s, serialization_share.
     """
     sizes = [parse_bytes(size) // 4 * 4 for size in payload]
     if not 0 < min(sizes) <= max(sizes) <= MAX_FRAME_BYTES:
@@ -42,16 +43,22 @@ def wire(
     machine = describe_machine()
     timings = uvloop.run(time_wire(sizes))
     table = figure_table(
-        "Frames between two processes of this host, over gRPC",
-        ("payload", "round trip ms", "each way", "serialization"),
+        "Frames between two processes of this host",
+        ("transport", "payload", "round trip ms", "each way", "serialization"),
         (
-            (_size(timing), f"{timing.round_trip_ms:.3f}", _rate(timing), f"{timing.serialization_share:.0%}")
+            (
+                timing.transport,
+                _size(timing),
+                f"{timing.round_trip_ms:.3f}",
+                _rate(timing),
+                f"{timing.serialization_share:.0%}",
+            )
             for timing in timings
         ),
     )
     bars = [
         Bar(
-            _size(timing),
+            f"{timing.transport}, {_size(timing)}",
             timing.bytes_per_s,
             f"{_rate(timing)}, {timing.round_trip_ms:.2f} ms there and back",
             is_ours=True,
@@ -59,7 +66,9 @@ def wire(
         for timing in timings
     ]
     document = {"machine": machine, "frames": [asdict(timing) for timing in timings]}
-    publish(document, table, bars, title="Frames over gRPC", json_file=json_file, picture=picture)
+    publish(
+        document, table, bars, title="Frames between two processes of one host", json_file=json_file, picture=picture
+    )
 
 
 def _size(timing: WireTiming) -> str:

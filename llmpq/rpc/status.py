@@ -79,7 +79,7 @@ def error_from_rpc(error: grpc.aio.AioRpcError, peer: str = "") -> errors.MeshEr
     """The error that a failed call stands for; `peer` is named in its message where the peer itself could not speak."""
     status = _status_in(error)
     if status is not None:
-        return _error_from_status(status)
+        return error_of_status(status)
     where = f" from {peer}" if peer else ""
     cls = _ERROR_OF_CODE.get(error.code(), errors.InternalError)
     message = f"{error.code().name}{where}: {error.details()}"
@@ -119,7 +119,8 @@ def _status_in(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
     return None
 
 
-def _error_from_status(status: status_pb2.Status) -> errors.MeshError:
+def error_of_status(status: status_pb2.Status) -> errors.MeshError:
+    """The error that `status_of` has made a status of."""
     info = error_details_pb2.ErrorInfo()
     for detail in status.details:
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):

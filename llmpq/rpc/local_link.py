@@ -1,0 +1,238 @@
+"""The data plane between processes of one host: the same messages as over gRPC, on a Unix socket.
+
+A frame of a decode step is a few kilobytes, and takes a few milliseconds to compute. On its way gRPC wakes four threads
+and runs thousands of instructions on the core that computes; a socket that the event loop reads itself wakes one.
+
+Every server of the data plane also listens on an abstract socket that is named after its port, which like the port
+belongs to a network namespace. A record is one byte for its kind, four for its length (little-endian), and its content.
+Only processes of the same user talk to each other like this; for everybody else there is gRPC.
+"""
+
+import asyncio
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from enum import IntEnum
+from typing import cast
+
+import structlog
+
+from llmpq.address import split_address
+from llmpq.errors import InternalError, MeshError
+from llmpq.rpc.channel import MAX_MESSAGE_BYTES
+from llmpq.rpc.status import status_of
+
+log = structlog.get_logger(__name__)
+
+_HEADER = struct.Struct("<BI")
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+#: A receiver that has so many bytes of messages waiting reads no more.
+_MAX_WAITING_BYTES = 2**20
+
+
+class Record(IntEnum):
+    """What a record holds."""
+
+    MESSAGE = 0  # of the data plane; from the sender of frames
+    TAKEN = 1  # a frame was taken; nothing more
+    ERROR = 2  # a google.rpc.Status, with which the receiver ends the stream
+
+
+_KINDS = frozenset(Record)
+
+
+class LocalLink(asyncio.Protocol):
+    """One end of a connection: records in, records out.
+
+    Args:
+        on_open: Called with the link once it is connected, if anything is.
+    """
+
+    def __init__(self, on_open: Callable[["LocalLink"], object] | None = None) -> None:
+        self._on_open = on_open
+        self._transport: asyncio.Transport | None = None
+        self._unread = bytearray()
+        self._records: deque[tuple[Record, bytes]] = deque()
+        self._waiting_bytes = 0
+        self._is_closed = False
+        self._changed = asyncio.Event()
+        self._can_write = asyncio.Event()
+        self._can_write.set()
+
+    async def write(self, kind: Record, content: bytes = b"") -> None:
+        """Sends a record; waits while the other end does not read.
+
+        Raises:
+            ConnectionError: The connection has ended.
+        """
+        if self._is_closed or self._transport is None:
+            raise ConnectionResetError
+        self._transport.writelines((_HEADER.pack(kind, len(content)), content))
+        await self._can_write.wait()
+
+    async def read(self) -> tuple[Record, bytes] | None:
+        """The next record; None at the end of the connection."""
+        while not self._records:
+            if self._is_closed:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        kind, content = self._records.popleft()
+        self._waiting_bytes -= len(content)
+        if self._transport is not None and self._waiting_bytes <= _MAX_WAITING_BYTES:
+            self._transport.resume_reading()
+        return kind, content
+
+    def close(self) -> None:
+        """Ends the connection once everything is sent."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def is_of_this_user(self) -> bool:
+        """Whether the other end belongs to the user of this process."""
+        assert self._transport is not None  # noqa: S101 it is connected
+        peer: socket.socket = self._transport.get_extra_info("socket")
+        _, user, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        return bool(user == os.getuid())
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol, as of the methods below."""
+        self._transport = cast("asyncio.Transport", transport)
+        if self._on_open is not None:
+            self._on_open(self)
+
+    def data_received(self, data: bytes) -> None:  # noqa: D102
+        self._unread += data
+        begin = 0
+        while len(self._unread) - begin >= _HEADER.size:
+            kind, size = _HEADER.unpack_from(self._unread, begin)
+            if kind not in _KINDS or size > MAX_MESSAGE_BYTES:  # nobody of this mesh
+                self.close()
+                return
+            end = begin + _HEADER.size + size
+            if len(self._unread) < end:
+                break
+            self._records.append((Record(kind), bytes(memoryview(self._unread)[begin + _HEADER.size : end])))
+            self._waiting_bytes += size
+            begin = end
+        del self._unread[:begin]
+        if self._waiting_bytes > _MAX_WAITING_BYTES and self._transport is not None:
+            self._transport.pause_reading()
+        self._changed.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002, D102
+        self._is_closed = True
+        self._changed.set()
+        self._can_write.set()
+
+    def pause_writing(self) -> None:  # noqa: D102
+        self._can_write.clear()
+
+    def resume_writing(self) -> None:  # noqa: D102
+        self._can_write.set()
+
+
+#: Takes the messages of one sender, and yields whenever they have made a frame that was taken.
+MessageHandler = Callable[[AsyncIterator[bytes]], AsyncIterator[object]]
+
+
+async def connected(address: str) -> LocalLink | None:
+    """A link to the server at `host:port`, if that is one of this host and of this user; None otherwise."""
+    host, port = split_address(address, "address")
+    try:
+        if not await _is_of_this_host(host):
+            return None
+        _, link = await asyncio.get_running_loop().create_unix_connection(LocalLink, sock=_connected_socket(port))
+    except OSError:
+        return None
+    if link.is_of_this_user():
+        return link
+    link.close()
+    return None
+
+
+@asynccontextmanager
+async def listening(address: str, handler: MessageHandler) -> AsyncIterator[None]:
+    """Serves the links of neighbours while the block runs; where the socket cannot be had, they find none.
+
+    Args:
+        address: host:port that this process listens at.
+        handler: Of each neighbour's messages.
+    """
+    serving: set[asyncio.Task[None]] = set()
+
+    def serve(link: LocalLink) -> None:
+        task = asyncio.ensure_future(_serve(link, handler))
+        serving.add(task)
+        task.add_done_callback(serving.discard)
+
+    name = _socket_name(split_address(address, "address")[1])
+    server: asyncio.AbstractServer | None = None
+    with suppress(OSError):
+        server = await asyncio.get_running_loop().create_unix_server(lambda: LocalLink(serve), name)
+    try:
+        yield
+    finally:
+        if server is not None:
+            server.close()
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+
+
+async def _serve(link: LocalLink, handler: MessageHandler) -> None:
+    """Until the neighbour ends the stream, or an error does."""
+    try:
+        if link.is_of_this_user():
+            async for _ in handler(_messages(link)):
+                await link.write(Record.TAKEN)
+    except ConnectionError:
+        pass
+    except MeshError as error:
+        log.info("link.refused", reason=error.reason, subject=error.subject)
+        await _end_with(link, error)
+    except Exception as error:
+        log.exception("link.failed")
+        await _end_with(link, InternalError(f"The receiver of frames failed: {type(error).__name__}; see its log."))
+    finally:
+        link.close()
+
+
+async def _end_with(link: LocalLink, error: MeshError) -> None:
+    """Says why, and waits until the neighbour ends the connection: in the middle of a write it would not read it."""
+    with suppress(ConnectionError):
+        await link.write(Record.ERROR, status_of(error).SerializeToString())
+    while await link.read() is not None:
+        pass
+
+
+async def _messages(link: LocalLink) -> AsyncIterator[bytes]:
+    while (record := await link.read()) is not None:
+        yield record[1]
+
+
+async def _is_of_this_host(host: str) -> bool:
+    """Whether a name stands for addresses of this host alone: only those can be bound to."""
+    places = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_DGRAM)
+    for family, kind, protocol, _, place in places:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(place)
+    return bool(places)
+
+
+def _connected_socket(port: int) -> socket.socket:
+    """Connects, at once or not at all; uvloop itself connects to sockets with a path only."""
+    connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        connecting.connect(_socket_name(port))
+    except OSError:
+        connecting.close()
+        raise
+    return connecting
+
+
+def _socket_name(port: int) -> str:
+    return f"\0llmpq/{port}"

@@ -1,0 +1,171 @@
+"""Frames between processes of one host: the same over a local link as over gRPC."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
+import pytest
+
+from llmpq.device import Phase
+from llmpq.errors import InternalError, InvalidInputError, MeshError, PreconditionError, UnavailableError
+from llmpq.frames import DataType, Frame
+from llmpq.rpc import local_link, serving
+from llmpq.rpc.data_plane import ForwardHandler, ForwardStream, add_forward_handler, forwarding_locally
+
+pytestmark = pytest.mark.parametrize("by_grpc", [False, True])
+
+
+@asynccontextmanager
+async def receiving(handler: ForwardHandler) -> AsyncIterator[str]:
+    """A server of the data plane in this process: its address."""
+    add = partial(add_forward_handler, handler=handler)
+    async with serving("127.0.0.1:0", add, (), drain_s=0) as server, forwarding_locally(server.address, handler):
+        yield server.address
+
+
+def frame(number: int, num_bytes: int) -> Frame:
+    """A frame of one row."""
+    payload = bytes([number]) * num_bytes
+    return Frame("d", number, Phase.PREFILL, [0], [0], [1], DataType.INT32, (num_bytes // 4, 1), payload)
+
+
+async def test_frames_arrive_in_order_and_are_acknowledged(*, by_grpc: bool) -> None:
+    """Frames of all sizes come out as they went in, also those that are cut, and each of them is acknowledged."""
+    sent = [frame(number, size) for number, size in enumerate((0, 4, 70_000, 9 * 2**20, 8))]
+    received: list[Frame] = []
+
+    async def handler(frames: AsyncIterator[Frame]) -> AsyncIterator[int]:
+        async for each in frames:
+            received.append(each)
+            yield each.frame_id
+
+    async with receiving(handler) as address:
+        link = await local_link.connected(address)
+        assert link is not None
+        link.close()
+        async with ForwardStream(address, by_grpc=by_grpc) as stream:
+            for each in sent:
+                await stream.send(each)
+            for _ in sent:
+                await stream.acknowledged()
+    assert [(each.frame_id, bytes(each.payload)) for each in received] == [(f.frame_id, f.payload) for f in sent]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (InvalidInputError("No such slot.", subject="slots"), InvalidInputError),
+        (PreconditionError("Load it again.", reason="WRONG_DEPLOYMENT", subject="d"), PreconditionError),
+        (ZeroDivisionError("a secret"), InternalError),
+    ],
+)
+async def test_errors_end_the_stream(*, by_grpc: bool, raised: Exception, expected: type[MeshError]) -> None:
+    """What the receiver ends a stream with is what its sender is told; of a defect, only that there is one."""
+
+    async def handler(frames: AsyncIterator[Frame]) -> AsyncIterator[int]:
+        async for each in frames:
+            if each.frame_id:
+                raise raised
+            yield each.frame_id
+
+    async with receiving(handler) as address, ForwardStream(address, by_grpc=by_grpc) as stream:
+        watching = asyncio.ensure_future(stream.watch())
+        await stream.send(frame(0, 4))
+        await stream.send(frame(1, 4))
+        with suppress(MeshError):  # the stream ends meanwhile; why, `watch` says
+            for number in range(2, 30):
+                await stream.send(frame(number, 2**17))
+        with pytest.raises(expected) as caught:
+            await watching
+    assert "secret" not in caught.value.message
+    if isinstance(raised, MeshError):
+        assert (caught.value.message, caught.value.reason, caught.value.subject) == (
+            raised.message,
+            raised.reason,
+            raised.subject,
+        )
+
+
+async def test_a_receiver_that_goes_away_is_noticed(*, by_grpc: bool) -> None:
+    """Both who waits for acknowledgements and who goes on sending learn that the neighbour is gone."""
+
+    async def handler(frames: AsyncIterator[Frame]) -> AsyncIterator[int]:
+        async for each in frames:
+            yield each.frame_id
+
+    async with receiving(handler) as address:
+        stream = await ForwardStream(address, by_grpc=by_grpc).__aenter__()
+        await stream.send(frame(0, 4))
+        await stream.acknowledged()
+    with pytest.raises(UnavailableError):
+        await stream.watch()
+    with pytest.raises(UnavailableError):
+        await stream.send(frame(1, 4))
+    await stream.__aexit__()
+
+
+async def test_a_receiver_that_takes_nothing_stops_the_sender(*, by_grpc: bool) -> None:
+    """What is sent ahead of a busy receiver is bounded, and all of it arrives in the end."""
+    is_ready, received, sent = asyncio.Event(), [], []
+
+    async def handler(frames: AsyncIterator[Frame]) -> AsyncIterator[int]:
+        await is_ready.wait()
+        async for each in frames:
+            received.append(each.frame_id)
+            yield each.frame_id
+
+    async with receiving(handler) as address, ForwardStream(address, by_grpc=by_grpc) as stream:
+
+        async def send_all() -> None:
+            for number in range(100):
+                await stream.send(frame(number, 2**20))
+                sent.append(number)
+
+        sending = asyncio.ensure_future(send_all())
+        await asyncio.wait({sending}, timeout=1)
+        assert len(sent) < 20
+        is_ready.set()
+        await sending
+        for _ in range(100):
+            await stream.acknowledged()
+    assert received == list(range(100))
+
+
+async def test_there_are_no_links_to_others(monkeypatch: pytest.MonkeyPatch, *, by_grpc: bool) -> None:
+    """Other hosts, ports at which nobody listens, and other users' processes have no local link, but gRPC."""
+
+    async def handler(frames: AsyncIterator[Frame]) -> AsyncIterator[int]:
+        async for each in frames:
+            yield each.frame_id
+
+    async with receiving(handler) as address:
+        port = address.rpartition(":")[2]
+        assert await local_link.connected(f"localhost:{port}") is not None
+        assert await local_link.connected(f"192.0.2.1:{port}") is None  # of no host (RFC 5737)
+        assert await local_link.connected(f"no-such-host.invalid:{port}") is None
+        assert await local_link.connected("127.0.0.1:1") is None
+        monkeypatch.setattr(local_link.os, "getuid", lambda: -1)
+        assert await local_link.connected(address) is None
+        async with ForwardStream(address, by_grpc=by_grpc) as stream:
+            await stream.send(frame(0, 4))
+            await stream.acknowledged()
+
+
+async def test_nonsense_ends_the_link(*, by_grpc: bool) -> None:
+    """Whoever speaks something else is not listened to for long, and others are served on."""
+
+    async def handler(frames: AsyncIterator[Frame]) -> AsyncIterator[int]:
+        async for each in frames:
+            yield each.frame_id
+
+    async with receiving(handler) as address:
+        port = int(address.rpartition(":")[2])
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
+            stranger.connect(f"\0llmpq/{port}")
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert await asyncio.to_thread(stranger.recv, 1) == b""
+        async with ForwardStream(address, by_grpc=by_grpc) as stream:
+            await stream.send(frame(0, 4))
+            await stream.acknowledged()
