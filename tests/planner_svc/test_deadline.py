@@ -9,6 +9,7 @@ from llmpq.errors import PreconditionError
 from llmpq.plan import PlanningProblem
 from planner_svc.cost import CostModel
 from planner_svc.planner import Planner
+from planner_svc.schedule import Setting
 from planner_svc.segment_losses import SegmentLosses
 from planner_svc.space import SearchSpace
 from planner_svc.splits import solve_splits
@@ -54,10 +55,13 @@ def test_nothing_cheaper_meets_the_deadline(first_seed: int) -> None:
             continue
         cheapest_s = PLANNER.create(free).estimate.total_s
         share = np.random.default_rng(seed).uniform(0.05, 0.95)
-        problem = priced_instance(seed, deadline_s=least_s * 1.001 + share * (cheapest_s - least_s))
+        problem = priced_instance(seed, deadline_s=least_s * 1.001 + share * max(cheapest_s - least_s, 0.0))
         plan, space = PLANNER.create(problem), space_of(problem)
         assert plan.estimate.total_s <= problem.options.deadline_s * (1 + 1e-9), seed
-        assert space.objective_s(plan) == pytest.approx(exhaustive_s(space), rel=1e-6), seed
+        found_usd, best_usd = space.objective_s(plan), exhaustive_s(space)
+        is_enumerated = Setting.of(plan) in space.settings(tuple(stage.device_id for stage in plan.stages))
+        assert found_usd <= best_usd * (1 + 1e-6), seed
+        assert found_usd >= best_usd * (1 - 1e-6) or not is_enumerated, seed  # baselines have sizes of their own
         num_binding += problem.options.deadline_s < cheapest_s
     assert num_binding > 0
 
