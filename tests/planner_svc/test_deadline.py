@@ -67,7 +67,7 @@ def test_nothing_cheaper_meets_the_deadline(first_seed: int) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["llm-pq", "llm-pq-heuristic"])
-@pytest.mark.parametrize("seed", [1, 4, 5])
+@pytest.mark.parametrize("seed", [4, 5, 6])
 def test_a_deadline_that_nothing_meets_is_refused_with_the_least_time(seed: int, strategy: str) -> None:
     """The error has the least possible time; so much, as it is printed, is enough for a plan."""
     least_s = least_time_s(priced_instance(seed))
