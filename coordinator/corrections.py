@@ -1,15 +1,16 @@
 """What runs teach about profiles: the ratio of measured to predicted times of a kind of device, in each phase."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import geometric_mean
 from typing import Any
 
 from llmpq.device import DeviceDescription, LatencyPoint, ModelPart, Phase
 from llmpq.measurements import MeasurementCache
 from llmpq.model import ModelShape
 
-#: Share of what a run shows that is taken over: one run may have been disturbed.
-_GAIN = 0.5
+#: Share of what a run shows that is taken over once there were many: one run may have been disturbed, but hosts change.
+_LEAST_GAIN = 0.25
 #: A run that was off by more than this says nothing about the device.
 _MAX_RATIO = 3.0
 
@@ -29,8 +30,13 @@ class LatencyCorrection:
     num_runs: int = 0
 
     def learned(self, ratios: Mapping[Phase, float]) -> "LatencyCorrection":
-        """After a run that was predicted with this correction; a ratio is measured over predicted."""
-        steps = {phase: ratio**_GAIN for phase, ratio in ratios.items() if 1 / _MAX_RATIO <= ratio <= _MAX_RATIO}
+        """After a run that was predicted with this correction; a ratio is measured over predicted.
+
+        The first run counts wholly: it says more of runs than a profile, for which nothing else was computed. Later ones
+        are averaged, the newest with `_LEAST_GAIN` at least.
+        """
+        gain = max(1 / (self.num_runs + 1), _LEAST_GAIN)
+        steps = {phase: ratio**gain for phase, ratio in ratios.items() if 1 / _MAX_RATIO <= ratio <= _MAX_RATIO}
         if not steps:
             return self
         return LatencyCorrection(
@@ -68,6 +74,12 @@ class CorrectionStore:
     def forget(self, device: DeviceDescription, shape: ModelShape) -> None:
         """Starts again, as after a new profile."""
         self._cache.save(_subject(device, shape), (LatencyCorrection(),))
+
+
+def mean_ratios(of_stages: Sequence[Mapping[Phase, float]]) -> dict[Phase, float]:
+    """The geometric means of the stages of one run that have devices of one kind, in the phases that any of them had."""
+    found = {phase: [ratios[phase] for ratios in of_stages if phase in ratios] for phase in Phase}
+    return {phase: geometric_mean(ratios) for phase, ratios in found.items() if ratios}
 
 
 def device_kind(device: DeviceDescription) -> dict[str, Any]:

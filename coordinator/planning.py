@@ -173,8 +173,7 @@ class Planning:
             ]
             payloads = (0, *(frame.num_rows * num_bytes for num_bytes in row_bytes))
             self._links.learn(stages, payloads, sum(transits_ns(frame)))
-        for member, of_stage in zip(stages, ratios, strict=True):
-            self._profiler.learn(member.description, shape, of_stage)
+        self._profiler.learn([member.description for member in stages], shape, ratios)
 
     async def fidelity(
         self,

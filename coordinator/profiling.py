@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 import structlog
 
 from coordinator.cluster import Member
-from coordinator.corrections import CorrectionStore, device_kind
+from coordinator.corrections import CorrectionStore, device_kind, mean_ratios
 from coordinator.link_profiling import LinkProfiler
 from coordinator.links import StageLink
 from coordinator.status import Report, counting
@@ -135,9 +135,15 @@ class DeviceProfiler:
         points = tuple(correction.applied(point) for scheme in ("", *schemes) for point in parts[scheme] or ())
         return DeviceProfile(member.device_id, member.description, points)
 
-    def learn(self, description: DeviceDescription, shape: ModelShape, ratios: Mapping[Phase, float]) -> None:
-        """Lets plans to come profit from a run: `ratios` are measured over predicted times of a stage."""
-        self._corrections.learn(description, shape, ratios)
+    def learn(
+        self, stages: Sequence[DeviceDescription], shape: ModelShape, ratios: Sequence[Mapping[Phase, float]]
+    ) -> None:
+        """Lets plans to come profit from a run: `ratios` are measured over predicted times, of each of its stages."""
+        of_kind: dict[str, list[int]] = defaultdict(list)
+        for number, description in enumerate(stages):
+            of_kind[repr(device_kind(description))].append(number)
+        for numbers in of_kind.values():
+            self._corrections.learn(stages[numbers[0]], shape, mean_ratios([ratios[number] for number in numbers]))
 
 
 async def _unless_unavailable(profiling: Awaitable[DeviceProfile]) -> DeviceProfile | UnavailableError:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.corrections import CorrectionStore, LatencyCorrection
+from coordinator.corrections import CorrectionStore, LatencyCorrection, mean_ratios
 from llmpq.device import DeviceDescription, LatencyPoint, ModelPart, Phase
 from llmpq.measurements import MeasurementCache
 from llmpq.model import ModelShape
@@ -21,6 +21,24 @@ def test_repeated_runs_converge_to_what_is_measured() -> None:
     assert correction.decode == pytest.approx(1.4, rel=0.01)
     assert correction.prefill == 1.0
     assert correction.num_runs == 8
+
+
+def test_one_of_many_runs_moves_little() -> None:
+    """Noise averages out: a run that was disturbed is made up for by those after it, which count a quarter each."""
+    correction = LatencyCorrection(decode=1.4, num_runs=9)
+    disturbed = correction.learned({Phase.DECODE: 2.0})
+    assert disturbed.decode == pytest.approx(1.4 * 2.0**0.25)
+    for _ in range(10):
+        disturbed = disturbed.learned({Phase.DECODE: 1.4 / disturbed.decode})
+    assert disturbed.decode == pytest.approx(1.4, rel=0.02)
+
+
+def test_stages_of_one_kind_teach_together() -> None:
+    """Of two stages on devices of a kind, of which one was underrated and one overrated, the kind learns nothing."""
+    assert mean_ratios([{Phase.DECODE: 2.0}, {Phase.DECODE: 0.5, Phase.PREFILL: 1.3}]) == {
+        Phase.DECODE: pytest.approx(1.0),
+        Phase.PREFILL: pytest.approx(1.3),
+    }
 
 
 def test_a_run_that_was_far_off_teaches_nothing() -> None:
@@ -43,7 +61,7 @@ def test_corrections_outlive_the_process_and_belong_to_a_kind_of_device(tmp_path
     again = CorrectionStore(MeasurementCache(tmp_path))
     roomier = DeviceDescription("cpu", "test", "avx2", 1, 4 * 10**9, 3 * 10**9, ("w16",), 4)
     other = DeviceDescription("cpu", "test", "sse4", 1, 2 * 10**9, 10**9, ("w16",), 4)
-    assert again.of(roomier, SHAPE).prefill == pytest.approx(1.1)
+    assert again.of(roomier, SHAPE).prefill == pytest.approx(1.21)
     assert again.of(other, SHAPE) == LatencyCorrection()
     again.forget(DEVICE, SHAPE)
     assert again.of(DEVICE, SHAPE) == LatencyCorrection()
