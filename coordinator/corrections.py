@@ -32,8 +32,8 @@ class LatencyCorrection:
     def learned(self, ratios: Mapping[Phase, float]) -> "LatencyCorrection":
         """After a run that was predicted with this correction; a ratio is measured over predicted.
 
-        The first run counts wholly: it says more of runs than a profile, for which nothing else was computed. Later ones
-        are averaged, the newest with `_LEAST_GAIN` at least.
+        The first run counts wholly: it says more of runs than a profile, beside which nothing else was computed. Later
+        ones are averaged, the newest with `_LEAST_GAIN` at least.
         """
         gain = max(1 / (self.num_runs + 1), _LEAST_GAIN)
         steps = {phase: ratio**gain for phase, ratio in ratios.items() if 1 / _MAX_RATIO <= ratio <= _MAX_RATIO}
@@ -77,7 +77,7 @@ class CorrectionStore:
 
 
 def mean_ratios(of_stages: Sequence[Mapping[Phase, float]]) -> dict[Phase, float]:
-    """The geometric means of the stages of one run that have devices of one kind, in the phases that any of them had."""
+    """The geometric means of the stages of one run on devices of one kind, in the phases that any of them had."""
     found = {phase: [ratios[phase] for ratios in of_stages if phase in ratios] for phase in Phase}
     return {phase: geometric_mean(ratios) for phase, ratios in found.items() if ratios}
 
