@@ -72,11 +72,16 @@ class ForwardStream:
         """Ends the stream and its connection."""
         await self._pipe.close()
 
-    async def send(self, frame: Frame) -> None:
-        """Sends a frame, one at a time; waits while the neighbour's window is full. Raises as `watch`."""
+    async def send(self, frame: Frame, *, is_asking: bool = False) -> None:
+        """Sends a frame, one at a time; waits while the neighbour's window is full. Raises as `watch`.
+
+        Args:
+            frame: To send.
+            is_asking: Its acknowledgement is waited for. Over gRPC all frames have one, over a local link those.
+        """
         try:
             for raw in messages_of(frame):
-                await self._pipe.write(raw)
+                await self._pipe.write(raw, is_asking=is_asking)
         except (asyncio.InvalidStateError, ConnectionError) as error:  # it has ended already; `watch` knows why
             raise UnavailableError(f"{self._address} has ended the stream of frames.", subject=self._address) from error
 
@@ -103,7 +108,7 @@ class _GrpcPipe:
         self._channel = open_channel(address, is_data_plane=True)
         self._call: Any = self._channel.stream_stream(FORWARD_METHOD)()
 
-    async def write(self, raw: bytes) -> None:
+    async def write(self, raw: bytes, *, is_asking: bool) -> None:  # noqa: ARG002 all are acknowledged
         with rpc_errors(self._address):
             await self._call.write(raw)
 
@@ -123,8 +128,8 @@ class _LocalPipe:
     def __init__(self, link: LocalLink) -> None:
         self._link = link
 
-    async def write(self, raw: bytes) -> None:
-        await self._link.write(Record.MESSAGE, raw)
+    async def write(self, raw: bytes, *, is_asking: bool) -> None:
+        await self._link.write(Record.ASKING if is_asking else Record.MESSAGE, raw)
 
     async def acknowledged(self) -> bool:
         record = await self._link.read()

@@ -64,7 +64,7 @@ async def _round_trip_s(stream: ForwardStream, num_bytes: int) -> float:
     durations = []
     for _ in range(_NUM_RUNS):
         started = time.perf_counter()
-        await stream.send(frame)
+        await stream.send(frame, is_asking=True)
         await stream.acknowledged()
         durations.append(time.perf_counter() - started)
     return median(durations)

@@ -37,8 +37,9 @@ class Record(IntEnum):
     """What a record holds."""
 
     MESSAGE = 0  # of the data plane; from the sender of frames
-    TAKEN = 1  # a frame was taken; nothing more
-    ERROR = 2  # a google.rpc.Status, with which the receiver ends the stream
+    ASKING = 1  # the same; the sender wants to know when the frame that it completes was taken
+    TAKEN = 2  # the answer to that; nothing more
+    ERROR = 3  # a google.rpc.Status, with which the receiver ends the stream
 
 
 _KINDS = frozenset(Record)
@@ -187,8 +188,10 @@ async def _serve(link: LocalLink, handler: MessageHandler) -> None:
     """Until the neighbour ends the stream, or an error does."""
     try:
         if link.is_of_this_user():
-            async for _ in handler(_messages(link)):
-                await link.write(Record.TAKEN)
+            messages = _Messages(link)
+            async for _ in handler(messages):
+                if messages.is_asking:
+                    await link.write(Record.TAKEN)
     except ConnectionError:
         pass
     except MeshError as error:
@@ -209,9 +212,26 @@ async def _end_with(link: LocalLink, error: MeshError) -> None:
         pass
 
 
-async def _messages(link: LocalLink) -> AsyncIterator[bytes]:
-    while (record := await link.read()) is not None:
-        yield record[1]
+class _Messages:
+    """The messages of a link, one after another.
+
+    Attributes:
+        is_asking: Whether the sender of the last one wants an answer. An answer wakes a process that may compute.
+    """
+
+    def __init__(self, link: LocalLink) -> None:
+        self._link = link
+        self.is_asking = False
+
+    def __aiter__(self) -> "_Messages":
+        return self
+
+    async def __anext__(self) -> bytes:
+        record = await self._link.read()
+        if record is None:
+            raise StopAsyncIteration
+        self.is_asking = record[0] is Record.ASKING
+        return record[1]
 
 
 async def _is_of_this_host(host: str) -> bool:

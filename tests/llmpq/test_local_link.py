@@ -47,7 +47,7 @@ async def test_frames_arrive_in_order_and_are_acknowledged(*, by_grpc: bool) -> 
         link.close()
         async with ForwardStream(address, by_grpc=by_grpc) as stream:
             for each in sent:
-                await stream.send(each)
+                await stream.send(each, is_asking=True)
             for _ in sent:
                 await stream.acknowledged()
     assert [(each.frame_id, bytes(each.payload)) for each in received] == [(f.frame_id, f.payload) for f in sent]
@@ -97,7 +97,7 @@ async def test_a_receiver_that_goes_away_is_noticed(*, by_grpc: bool) -> None:
 
     async with receiving(handler) as address:
         stream = await ForwardStream(address, by_grpc=by_grpc).__aenter__()
-        await stream.send(frame(0, 4))
+        await stream.send(frame(0, 4), is_asking=True)
         await stream.acknowledged()
     with pytest.raises(UnavailableError):
         await stream.watch()
@@ -120,7 +120,7 @@ async def test_a_receiver_that_takes_nothing_stops_the_sender(*, by_grpc: bool) 
 
         async def send_all() -> None:
             for number in range(100):
-                await stream.send(frame(number, 2**20))
+                await stream.send(frame(number, 2**20), is_asking=True)
                 sent.append(number)
 
         sending = asyncio.ensure_future(send_all())
@@ -149,7 +149,7 @@ async def test_there_are_no_links_to_others(monkeypatch: pytest.MonkeyPatch, *, 
         monkeypatch.setattr(local_link.os, "getuid", lambda: -1)
         assert await local_link.connected(address) is None
         async with ForwardStream(address, by_grpc=by_grpc) as stream:
-            await stream.send(frame(0, 4))
+            await stream.send(frame(0, 4), is_asking=True)
             await stream.acknowledged()
 
 
@@ -167,5 +167,5 @@ async def test_nonsense_ends_the_link(*, by_grpc: bool) -> None:
             stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
             assert await asyncio.to_thread(stranger.recv, 1) == b""
         async with ForwardStream(address, by_grpc=by_grpc) as stream:
-            await stream.send(frame(0, 4))
+            await stream.send(frame(0, 4), is_asking=True)
             await stream.acknowledged()
