@@ -157,11 +157,11 @@ class SearchSpace:
           shorten a round;
         - xi: all requests in the cache at once, or in 2, 4, 8, ... waves where memory is short; at most a frame;
         - eta: 1, 2, 4, ... up to a frame of mean prompts, and that largest number itself. Slots are to suffice for a
-          frame in every stage and, where nothing is decoded, for one more: they then limit the frames in flight;
+          frame in every stage. Where nothing is decoded and requests wait for slots, these limit the frames in flight,
+          and are to suffice for one more; where none waits, they need not;
         - rows of a prefill frame: see `prefill_tokens`; only the smallest eta has prompts cut.
         """
         requests = self.cost.workload.num_requests
-        frames_in_flight = len(order) + (not self.cost.workload.decode_steps)
         max_rows = self.cost.max_frame_rows(order)
         prefill_tokens = cache(partial(self.prefill_tokens, order))
         lanes = [self.options.num_lanes] if self.options.num_lanes else _lanes(min(len(order) + 1, requests))
@@ -169,11 +169,18 @@ class SearchSpace:
         for num_lanes in lanes:
             for decode_micro_batch in self._decode_sizes(num_lanes, min(requests, max_rows)):
                 slots = min(num_lanes * decode_micro_batch, requests)
-                largest = max(min(slots // frames_in_flight, int(max_rows / self.cost.workload.mean_prompt_tokens)), 1)
+                in_slots = slots // self._frames_in_flight(order, slots)
+                largest = max(min(in_slots, int(max_rows / self.cost.workload.mean_prompt_tokens)), 1)
                 for number, prefill_micro_batch in enumerate(self._prefill_sizes(largest)):
                     for tokens in prefill_tokens(prefill_micro_batch)[: 1 if number else None]:
                         settings[Setting(prefill_micro_batch, decode_micro_batch, num_lanes, tokens)] = None
         return list(settings)
+
+    def _frames_in_flight(self, order: Order, slots: int) -> int:
+        """Prefill frames that slots are to suffice for; see `settings`."""
+        if self.cost.workload.decode_steps:
+            return len(order)
+        return 1 if slots == self.cost.workload.num_requests else len(order) + 1
 
     def prefill_tokens(self, order: Order, prefill_micro_batch: int) -> list[int]:
         """Rows that a prefill frame may have.
