@@ -101,15 +101,21 @@ class LatencyModel:
         return self
 
     def predict(self, load: Load) -> float:
-        """Seconds; never negative. Beyond the largest size measured, time goes on as between the last two."""
-        ramps = self._ramps(np.array([self.size(load)]))[0]
-        return float(ramps @ self.rises_ + np.dot(self.features(load), self.coefficients_))
+        """Seconds; never negative. Beyond the largest size measured, f goes on as over the upper half of the sizes.
+
+        The last two points are near each other: what lies between them is noise as much as it is a slope.
+        """
+        size, largest = self.size(load), self.knots_[-1]
+        half = self.knots_[max(np.searchsorted(self.knots_, largest / 2, side="right") - 1, 0)]
+        f_s, half_s = (self._ramps(np.array([min(size, largest), half])) @ self.rises_).tolist()
+        if size > largest > half:
+            f_s += (f_s - half_s) * (size - largest) / (largest - half)
+        return float(f_s + np.dot(self.features(load), self.coefficients_))
 
     def _ramps(self, sizes: Floats) -> Floats:
         """(sizes, knots): 1, and for each further knot how much of the way to it from the one before is done."""
         ways = np.diff(self.knots_)
-        done = np.maximum((sizes[:, None] - self.knots_[:-1]) / ways, 0.0)
-        done[:, :-1] = np.minimum(done[:, :-1], 1.0)
+        done = np.clip((sizes[:, None] - self.knots_[:-1]) / ways, 0.0, 1.0)
         return np.hstack((np.ones((len(sizes), 1)), done))
 
 

@@ -68,7 +68,8 @@ class Schedule:
         requests = workload.num_requests
         sequences = min(setting.prefill_micro_batch, setting.num_slots)
         num_frames = workload.num_prefill_frames(sequences, setting.max_prefill_tokens)
-        num_lanes = min(setting.num_lanes, _ceil(requests, setting.decode_micro_batch))
+        share = min(setting.decode_micro_batch, _ceil(requests, setting.num_lanes))  # the scheduler deals evenly
+        num_lanes = min(setting.num_lanes, _ceil(requests, share))
         num_rounds = workload.num_rounds(min(setting.num_slots, requests))
         occupancy = workload.decode_steps / (num_lanes * num_rounds) if num_rounds else 0.0
         full_prefill = min(sequences, setting.max_prefill_tokens / workload.mean_prompt_tokens)

@@ -69,6 +69,13 @@ def test_follows_a_kernel_that_changes_its_path() -> None:
     assert model.predict(Load.of(1, 96, 0)) == pytest.approx(27.0, rel=1e-6)
 
 
+def test_two_near_points_say_little_of_far_ones() -> None:
+    """Where the last point but one was disturbed, larger sizes are not predicted to come for nothing."""
+    milliseconds = {128: 29.0, 384: 87.0, 768: 174.0, 1024: 330.0, 1536: 335.0}
+    model = LatencyModel().fit([Load.of(1, rows, 0) for rows in milliseconds], list(milliseconds.values()))
+    assert model.predict(Load.of(1, 4096, 0)) == pytest.approx(335 + (4096 - 1536) * (335 - 174) / 768, rel=0.01)
+
+
 def test_a_disturbed_point_is_not_believed() -> None:
     """A time longer than that of more rows was disturbed; of two measurements of the same, the shorter counts."""
     loads = [Load.of(1, rows, 0) for rows in (1, 8, 8, 16)]

@@ -40,11 +40,12 @@ def test_answers_of_one_token_need_no_decoding() -> None:
     assert (schedule.num_rounds, schedule.num_frames) == (0, 2)
 
 
-def test_lanes_without_sequences_do_not_count() -> None:
-    """Five requests in micro-batches of two fill three lanes, however many there are."""
-    schedule = Schedule.of(Workload.of([LengthBucket(10, 5, 5)]), Setting(1, 2, 8, 1000))
-    assert schedule.num_lanes == 3
-    assert schedule.decode_load.num_sequences == pytest.approx(5 / 3)
+@pytest.mark.parametrize(("num_requests", "size", "num_lanes", "used"), [(5, 2, 8, 5), (5, 2, 4, 3), (32, 16, 3, 3)])
+def test_requests_are_dealt_to_lanes_evenly(num_requests: int, size: int, num_lanes: int, used: int) -> None:
+    """As the scheduler deals them: lanes that get none do not count, and all others hold about as many."""
+    schedule = Schedule.of(Workload.of([LengthBucket(10, 5, num_requests)]), Setting(1, size, num_lanes, 1000))
+    assert schedule.num_lanes == used
+    assert schedule.decode_load.num_sequences == pytest.approx(num_requests / used)
 
 
 def test_long_prompts_are_chunked() -> None:
