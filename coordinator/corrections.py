@@ -9,8 +9,8 @@ from llmpq.device import DeviceDescription, LatencyPoint, ModelPart, Phase
 from llmpq.measurements import MeasurementCache
 from llmpq.model import ModelShape
 
-#: Share of what a run shows that is taken over once there were many: one run may have been disturbed, but hosts change.
-_LEAST_GAIN = 0.25
+#: Share of what a run shows that is taken over once there were others: one may have been disturbed, but hosts change.
+_LATER_GAIN = 0.5
 #: A run that was off by more than this says nothing about the device.
 _MAX_RATIO = 3.0
 
@@ -32,10 +32,9 @@ class LatencyCorrection:
     def learned(self, ratios: Mapping[Phase, float]) -> "LatencyCorrection":
         """After a run that was predicted with this correction; a ratio is measured over predicted.
 
-        The first run counts wholly: it says more of runs than a profile, beside which nothing else was computed. Later
-        ones are averaged, the newest with `_LEAST_GAIN` at least.
+        The first run counts wholly: it says more of runs than a profile, beside which nothing else was computed.
         """
-        gain = max(1 / (self.num_runs + 1), _LEAST_GAIN)
+        gain = _LATER_GAIN if self.num_runs else 1.0
         steps = {phase: ratio**gain for phase, ratio in ratios.items() if 1 / _MAX_RATIO <= ratio <= _MAX_RATIO}
         if not steps:
             return self

@@ -16,7 +16,7 @@ from llmpq.trace import gaps
 #: Latest frames that a median is taken over.
 _WINDOW = 512
 #: Full micro-batches without which a run says nothing about a device.
-_MIN_FULL = 3
+_MIN_FULL = 2
 
 
 class StageMeter:

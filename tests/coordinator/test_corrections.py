@@ -24,10 +24,10 @@ def test_repeated_runs_converge_to_what_is_measured() -> None:
 
 
 def test_one_of_many_runs_moves_little() -> None:
-    """Noise averages out: a run that was disturbed is made up for by those after it, which count a quarter each."""
+    """Noise averages out: a run that was disturbed is made up for by those after it, which count a half each."""
     correction = LatencyCorrection(decode=1.4, num_runs=9)
     disturbed = correction.learned({Phase.DECODE: 2.0})
-    assert disturbed.decode == pytest.approx(1.4 * 2.0**0.25)
+    assert disturbed.decode == pytest.approx(1.4 * 2.0**0.5)
     for _ in range(10):
         disturbed = disturbed.learned({Phase.DECODE: 1.4 / disturbed.decode})
     assert disturbed.decode == pytest.approx(1.4, rel=0.02)
