@@ -98,10 +98,8 @@ class Deployment:
             worker.cancel()
             await asyncio.gather(worker, return_exceptions=True)
             self._fail(UnavailableError("The stage's deployment has ended.", subject=self.load.deployment_id))
-            del (
-                self._cache,
-                self._run_of_layers,
-            )  # whoever still refers to this must not keep it: the next plan has room for one
+            # Whoever still refers to this must not keep the cache: the next plan has room for one.
+            del self._cache, self._run_of_layers
 
     def submit(self, frame: Frame) -> None:
         """Checks a frame and queues it.
