@@ -12,6 +12,7 @@ from mesh import completion
 from coordinator.calibration import calibration_samples
 from llmpq import BatchState, PlanOptions
 from llmpq.calibration_text import MAX_SAMPLE_TOKENS
+from llmpq.device import ModelPart
 from llmpq.errors import InvalidInputError, NotFoundError, PreconditionError, UnavailableError
 from llmpq.model import read_shape
 from llmpq.plan import LengthBucket, Rounding
@@ -118,7 +119,11 @@ async def test_each_thing_is_measured_once(bench: Bench) -> None:
         assert (twin.num_profiled, len(twin.ratings)) == (0, 0)
         await bench.run(LINES, plan_options=PlanOptions(group_size=32))
         assert (twin.num_profiled, len(twin.ratings)) == (1, 1)
-    assert bench.planner.problems[0].devices[0].points == bench.planner.problems[2].devices[0].points
+    first, third = (
+        [point for point in bench.planner.problems[number].devices[0].points if point.part is not ModelPart.LAYER]
+        for number in (0, 2)
+    )  # those of layers are corrected by the runs between
+    assert first == third
 
 
 async def test_only_allowed_schemes_are_measured(bench: Bench) -> None:
