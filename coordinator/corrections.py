@@ -32,12 +32,12 @@ class LatencyCorrection:
     def learned(self, ratios: Mapping[Phase, float]) -> "LatencyCorrection":
         """After a run that was predicted with this correction; a ratio is measured over predicted.
 
-        The first run counts wholly: it says more of runs than a profile, beside which nothing else was computed.
+        The first run of a phase counts wholly: it says more of runs than a profile, beside which nothing was computed.
         """
-        gain = _LATER_GAIN if self.num_runs else 1.0
-        steps = {phase: ratio**gain for phase, ratio in ratios.items() if 1 / _MAX_RATIO <= ratio <= _MAX_RATIO}
-        if not steps:
+        if not ratios:
             return self
+        known = {Phase.PREFILL: self.prefill, Phase.DECODE: self.decode}
+        steps = {phase: ratio ** (1.0 if known[phase] == 1 else _LATER_GAIN) for phase, ratio in ratios.items()}
         return LatencyCorrection(
             prefill=self.prefill * steps.get(Phase.PREFILL, 1.0),
             decode=self.decode * steps.get(Phase.DECODE, 1.0),
@@ -76,9 +76,12 @@ class CorrectionStore:
 
 
 def mean_ratios(of_stages: Sequence[Mapping[Phase, float]]) -> dict[Phase, float]:
-    """The geometric means of the stages of one run on devices of one kind, in the phases that any of them had."""
+    """The geometric means of the stages of one run on devices of one kind, but of those that were far off."""
     found = {phase: [ratios[phase] for ratios in of_stages if phase in ratios] for phase in Phase}
-    return {phase: geometric_mean(ratios) for phase, ratios in found.items() if ratios}
+    credible = {
+        phase: [ratio for ratio in ratios if 1 / _MAX_RATIO <= ratio <= _MAX_RATIO] for phase, ratios in found.items()
+    }
+    return {phase: geometric_mean(ratios) for phase, ratios in credible.items() if ratios}
 
 
 def device_kind(device: DeviceDescription) -> dict[str, Any]:

@@ -46,7 +46,8 @@ class StageMeter:
         """Takes the times of one frame; frames come in the order in which they were computed."""
         phase, compute_ns = micro_batch.phase, timing.compute_ns
         self._all[phase].append(compute_ns)
-        if len(micro_batch.pieces) == self._full_sequences[phase]:
+        is_whole = phase is Phase.DECODE or not any(piece.start for piece in micro_batch.pieces)  # no rest of a prompt
+        if is_whole and len(micro_batch.pieces) == self._full_sequences[phase]:
             self._full[phase].append(compute_ns)
         self._busy_ns += compute_ns
         for gap in gaps((self._last, timing)) if self._last is not None else ():

@@ -31,6 +31,8 @@ MAX_ORDERS = 100
 #: Candidates that are tried at most, orders with the most devices first. Four unlike devices have about 5,000.
 MAX_CANDIDATES = 8_000
 
+#: Orders that are compared at most, those of most kinds first: many unlike devices have millions.
+_MAX_COMPARED = 1_000
 #: Settings at which orders are compared where they are too many.
 _NUM_SAMPLED = 3
 
@@ -114,7 +116,7 @@ class SearchSpace:
         Where these are more than `MAX_ORDERS`, devices of a kind stay together and all are taken or none, as in LLM-PQ;
         but any may be the first or the last, which have the embedding and the head. Of the orders that only differ
         inside one is tried: times and memory depend on the ends, and on which devices there are. Where even these are
-        more than `MAX_ORDERS`, those are taken whose bounds at a few settings are the lowest.
+        more than `MAX_ORDERS`, those of the first thousand are taken whose bounds at a few settings are the lowest.
         """
         return iter(self._orders)
 
@@ -137,7 +139,8 @@ class SearchSpace:
             return some
         kind_of = {device_id: number for number, kind in enumerate(kinds) for device_id in kind}
         orders: dict[tuple[int, ...], Order] = {}
-        for order in (order[:most] for order in _kinds_together(kinds) if fewest <= len(order)):
+        together = (order[:most] for order in _kinds_together(kinds) if fewest <= len(order))
+        for order in islice(together, _MAX_COMPARED):
             sketch = (kind_of[order[0]], kind_of[order[-1]], *sorted(kind_of[device_id] for device_id in order))
             orders.setdefault(sketch, order)
         found = list(orders.values())

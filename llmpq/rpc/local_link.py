@@ -3,8 +3,8 @@
 A frame of a decode step is a few kilobytes, and takes a few milliseconds to compute. On its way gRPC wakes four threads
 and runs thousands of instructions on the core that computes; a socket that the event loop reads itself wakes one.
 
-Every server of the data plane also listens on an abstract socket that is named after its port, which like the port
-belongs to a network namespace. A record is one byte for its kind, four for its length (little-endian), and its content.
+Every server of the data plane also listens on abstract sockets that are named after its addresses, and like these
+belong to a network namespace. A record is one byte for its kind, four for its length (little-endian), and its content.
 Only processes of the same user talk to each other like this; for everybody else there is gRPC.
 """
 
@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import cast
 
 import structlog
@@ -27,10 +28,14 @@ from llmpq.rpc.status import status_of
 
 log = structlog.get_logger(__name__)
 
+_Address = IPv4Address | IPv6Address
+
 _HEADER = struct.Struct("<BI")
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 #: A receiver that has so many bytes of messages waiting reads no more.
 _MAX_WAITING_BYTES = 2**20
+#: Stands for all addresses of a host.
+_ANY = "*"
 
 
 class Record(IntEnum):
@@ -143,21 +148,17 @@ MessageHandler = Callable[[AsyncIterator[bytes]], AsyncIterator[object]]
 async def connected(address: str) -> LocalLink | None:
     """A link to the server at `host:port`, if that is one of this host and of this user; None otherwise."""
     host, port = split_address(address, "address")
-    try:
-        if not await _is_of_this_host(host):
-            return None
-        _, link = await asyncio.get_running_loop().create_unix_connection(LocalLink, sock=_connected_socket(port))
-    except OSError:
-        return None
-    if link.is_of_this_user():
-        return link
-    link.close()
+    for place in await _addresses(host):
+        if _is_of_this_host(place):
+            for name in (_socket_name(place, port), _socket_name(_ANY, port)):
+                with suppress(OSError):
+                    return await _connected_to(name)
     return None
 
 
 @asynccontextmanager
 async def listening(address: str, handler: MessageHandler) -> AsyncIterator[None]:
-    """Serves the links of neighbours while the block runs; where the socket cannot be had, they find none.
+    """Serves the links of neighbours while the block runs; where a socket cannot be had, they go over gRPC.
 
     Args:
         address: host:port that this process listens at.
@@ -170,14 +171,18 @@ async def listening(address: str, handler: MessageHandler) -> AsyncIterator[None
         serving.add(task)
         task.add_done_callback(serving.discard)
 
-    name = _socket_name(split_address(address, "address")[1])
-    server: asyncio.AbstractServer | None = None
-    with suppress(OSError):
-        server = await asyncio.get_running_loop().create_unix_server(lambda: LocalLink(serve), name)
+    host, port = split_address(address, "address")
+    servers: list[asyncio.AbstractServer] = []
+    for place in await _addresses(host):
+        name = _socket_name(_ANY if place.is_unspecified else place, port)
+        try:
+            servers.append(await asyncio.get_running_loop().create_unix_server(lambda: LocalLink(serve), name))
+        except OSError as error:
+            log.info("link.not_served", address=address, error=str(error))
     try:
         yield
     finally:
-        if server is not None:
+        for server in servers:
             server.close()
         for task in serving:
             task.cancel()
@@ -234,25 +239,45 @@ class _Messages:
         return record[1]
 
 
-async def _is_of_this_host(host: str) -> bool:
-    """Whether a name stands for addresses of this host alone: only those can be bound to."""
-    places = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_DGRAM)
-    for family, kind, protocol, _, place in places:
-        with socket.socket(family, kind, protocol) as probe:
-            probe.bind(place)
-    return bool(places)
+async def _connected_to(name: str) -> LocalLink:
+    """Raises OSError if nobody listens there, or another user does."""
+    link: LocalLink
+    _, link = await asyncio.get_running_loop().create_unix_connection(LocalLink, sock=_connected_socket(name))
+    if not link.is_of_this_user():
+        link.close()
+        raise PermissionError(name)
+    return link
 
 
-def _connected_socket(port: int) -> socket.socket:
+def _connected_socket(name: str) -> socket.socket:
     """Connects, at once or not at all; uvloop itself connects to sockets with a path only."""
     connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        connecting.connect(_socket_name(port))
+        connecting.connect(name)
     except OSError:
         connecting.close()
         raise
     return connecting
 
 
-def _socket_name(port: int) -> str:
-    return f"\0llmpq/{port}"
+async def _addresses(host: str) -> list[_Address]:
+    """What a name stands for; nothing if nobody knows it."""
+    with suppress(OSError, UnicodeError):
+        found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_DGRAM)
+        return list(dict.fromkeys(ip_address(place[0]) for *_, place in found))
+    return []
+
+
+def _is_of_this_host(place: _Address) -> bool:
+    """Whether what is sent there stays here: only then is it also the address that it is sent from."""
+    if place.is_loopback or place.is_unspecified:
+        return True
+    family = socket.AF_INET6 if place.version == 6 else socket.AF_INET  # noqa: PLR2004 of IP
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((str(place), 9))  # nothing is sent
+        return ip_address(probe.getsockname()[0]) == place
+    return False
+
+
+def _socket_name(place: _Address | str, port: int) -> str:
+    return f"\0llmpq/{place}:{port}"

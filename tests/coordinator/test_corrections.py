@@ -43,7 +43,9 @@ def test_stages_of_one_kind_teach_together() -> None:
 
 def test_a_run_that_was_far_off_teaches_nothing() -> None:
     """A host that was busy with something else for a whole run does not spoil the profile."""
-    assert LatencyCorrection().learned({Phase.DECODE: 5.0, Phase.PREFILL: 0.1}) == LatencyCorrection()
+    busy = {Phase.DECODE: 5.0, Phase.PREFILL: 0.1}
+    assert LatencyCorrection().learned(mean_ratios([busy])) == LatencyCorrection()
+    assert mean_ratios([busy, {Phase.DECODE: 1.1}]) == {Phase.DECODE: pytest.approx(1.1)}
 
 
 def test_only_layers_of_the_phase_are_corrected() -> None:

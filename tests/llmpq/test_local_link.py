@@ -142,10 +142,14 @@ async def test_there_are_no_links_to_others(monkeypatch: pytest.MonkeyPatch, *, 
 
     async with receiving(handler) as address:
         port = address.rpartition(":")[2]
-        assert await local_link.connected(f"localhost:{port}") is not None
+        link = await local_link.connected(f"localhost:{port}")
+        assert link is not None
+        link.close()
         assert await local_link.connected(f"192.0.2.1:{port}") is None  # of no host (RFC 5737)
         assert await local_link.connected(f"no-such-host.invalid:{port}") is None
         assert await local_link.connected("127.0.0.1:1") is None
+        assert await local_link.connected(f"127.0.0.2:{port}") is None  # another server may have it
+        assert await local_link.connected(f"a..b:{port}") is None
         monkeypatch.setattr(local_link.os, "getuid", lambda: -1)
         assert await local_link.connected(address) is None
         async with ForwardStream(address, by_grpc=by_grpc) as stream:
@@ -163,9 +167,28 @@ async def test_nonsense_ends_the_link(*, by_grpc: bool) -> None:
     async with receiving(handler) as address:
         port = int(address.rpartition(":")[2])
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
-            stranger.connect(f"\0llmpq/{port}")
+            stranger.connect(f"\0llmpq/127.0.0.1:{port}")
             stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
             assert await asyncio.to_thread(stranger.recv, 1) == b""
         async with ForwardStream(address, by_grpc=by_grpc) as stream:
             await stream.send(frame(0, 4), is_asking=True)
             await stream.acknowledged()
+
+
+async def test_a_server_of_all_addresses_is_found_at_each(*, by_grpc: bool) -> None:
+    """A process that listens at 0.0.0.0 has links at every address of its host."""
+
+    async def handler(frames: AsyncIterator[Frame]) -> AsyncIterator[int]:
+        async for each in frames:
+            yield each.frame_id
+
+    add = partial(add_forward_handler, handler=handler)
+    async with serving("0.0.0.0:0", add, (), drain_s=0) as server, forwarding_locally(server.address, handler):
+        port = server.address.rpartition(":")[2]
+        for host in ("127.0.0.1", "127.0.0.2"):
+            link = await local_link.connected(f"{host}:{port}")
+            assert link is not None
+            link.close()
+            async with ForwardStream(f"{host}:{port}", by_grpc=by_grpc) as stream:
+                await stream.send(frame(0, 4), is_asking=True)
+                await stream.acknowledged()
