@@ -12,7 +12,7 @@ from planner_svc.cost import CostModel
 from planner_svc.counts import counts_bound_s
 from planner_svc.milp import AssignmentModel
 from planner_svc.search import Search
-from planner_svc.space import MAX_CANDIDATES, SearchSpace
+from planner_svc.space import MAX_CANDIDATES, MAX_ORDERS, SearchSpace
 from tests.planner_svc.devices import affine_law, device
 
 NO_DEADLINE = float("inf")
@@ -110,6 +110,15 @@ def test_no_pipeline_is_longer_than_the_model(problem: PlanningProblem) -> None:
     """Of more devices than layers, as many as layers are used."""
     devices = tuple(device(f"d{n}", affine_law(1.0 + n % 4)) for n in range(16))
     assert len(space_of(replace(problem, devices=devices)).candidates[0].order) == problem.shape.num_layers
+
+
+def test_many_unlike_devices_have_few_orders(problem: PlanningProblem) -> None:
+    """Two dozen devices of which no two are alike have millions of orders even with kinds together: few are tried."""
+    devices = tuple(device(f"d{n}", affine_law(1.0 + n / 30)) for n in range(24))
+    shape = replace(problem.shape, num_layers=40)
+    orders = list(space_of(replace(problem, devices=devices, shape=shape, sensitivities=())).orders())
+    assert 0 < len(orders) <= MAX_ORDERS
+    assert all(len(set(order)) == len(order) for order in orders)
 
 
 def test_device_without_allowed_schemes_is_left_out(problem: PlanningProblem) -> None:
