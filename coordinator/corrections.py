@@ -22,12 +22,10 @@ class LatencyCorrection:
     Attributes:
         prefill: Of prefill points.
         decode: Of decode points.
-        num_runs: Batches that it was learned from.
     """
 
     prefill: float = 1.0
     decode: float = 1.0
-    num_runs: int = 0
 
     def learned(self, ratios: Mapping[Phase, float]) -> "LatencyCorrection":
         """After a run that was predicted with this correction; a ratio is measured over predicted.
@@ -41,7 +39,6 @@ class LatencyCorrection:
         return LatencyCorrection(
             prefill=self.prefill * steps.get(Phase.PREFILL, 1.0),
             decode=self.decode * steps.get(Phase.DECODE, 1.0),
-            num_runs=self.num_runs + 1,
         )
 
     def applied(self, point: LatencyPoint) -> LatencyPoint:

@@ -12,9 +12,8 @@ from llmpq.frame_message import read_message, write_message
 from llmpq.frames import MAX_FRAME_BYTES, DataType, Frame, encode_frame, frame_of, header_of, invalid_frame
 from llmpq.v1 import activation_service_pb2 as pb
 
-#: Payload of a message of a frame that is cut, as far as rows are not longer: of a quarter to four mebibytes the size
-#: at which frames of 2 MiB and more travel fastest (docs/performance.md), because one message is encoded while another
-#: is on its way.
+#: Payload of a message of a frame that is cut, as far as rows are not longer: one message is encoded while another is
+#: on its way.
 CHUNK_BYTES = 2**20
 
 

@@ -39,7 +39,7 @@ class NativeLinear(MultiPathLinear):
     def kernel_call(self, x: torch.Tensor, y: torch.Tensor, work: torch.Tensor) -> KernelCall:
         """See QuantizedLinear."""
         unpacks_first = self.path_at(len(x)) == "unpacked"
-        return self._kernels.code_product(x, y, work, self._weight, self._float_bias, unpacks_first=unpacks_first)
+        return self._kernels.code_product(x, y, work, self._weight, self.float_bias, unpacks_first=unpacks_first)
 
     @property
     def work_bytes(self) -> int:
@@ -62,9 +62,5 @@ class NativeLinear(MultiPathLinear):
         return self._multiply(x, unpacks_first=True)
 
     def _multiply(self, x: torch.Tensor, *, unpacks_first: bool) -> torch.Tensor:
-        product = self._kernels.multiply_codes(x.float(), self._weight, self._float_bias, unpacks_first=unpacks_first)
+        product = self._kernels.multiply_codes(x.float(), self._weight, self.float_bias, unpacks_first=unpacks_first)
         return product.to(x.dtype)
-
-    @property
-    def _float_bias(self) -> torch.Tensor | None:
-        return self.bias.float() if self.bias is not None else None

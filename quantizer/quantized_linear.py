@@ -48,6 +48,11 @@ class QuantizedLinear(ABC):
         """Bytes of the stored weight with its metadata."""
 
     @property
+    def float_bias(self) -> torch.Tensor | None:
+        """The bias as native kernels take it: float32."""
+        return self.bias.float() if self.bias is not None else None
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes held: weight, metadata and bias."""
         return self.weight_bytes + (self.bias.nbytes if self.bias is not None else 0)

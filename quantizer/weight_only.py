@@ -73,7 +73,7 @@ class ConvertingLinear(ExpandingLinear):
         if self._kernels is None or path not in _IN_PANELS:
             return None
         in_panels = _IN_PANELS[path]
-        return self._kernels.float_product(x, y, self._stored, self._scales, self._float_bias, in_panels=in_panels)
+        return self._kernels.float_product(x, y, self._stored, self._scales, self.float_bias, in_panels=in_panels)
 
     def expand(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
         """Output rows `rows` of the weight, (rows, in), in `dtype`."""
@@ -86,12 +86,8 @@ class ConvertingLinear(ExpandingLinear):
         return self._stored.nbytes + (self._scales.nbytes if self._scales is not None else 0)
 
     def _fused(self, kernels: Kernels, x: torch.Tensor, *, in_panels: bool) -> torch.Tensor:
-        product = kernels.multiply_floats(x.float(), self._stored, self._scales, self._float_bias, in_panels=in_panels)
+        product = kernels.multiply_floats(x.float(), self._stored, self._scales, self.float_bias, in_panels=in_panels)
         return product.to(x.dtype)
-
-    @property
-    def _float_bias(self) -> torch.Tensor | None:
-        return self.bias.float() if self.bias is not None else None
 
 
 class SixteenBitLinear(ConvertingLinear):

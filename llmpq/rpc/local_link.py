@@ -1,7 +1,7 @@
 """The data plane between processes of one host: the same messages as over gRPC, on a Unix socket.
 
-A frame of a decode step is a few kilobytes, and takes a few milliseconds to compute. On its way gRPC wakes four threads
-and runs thousands of instructions on the core that computes; a socket that the event loop reads itself wakes one.
+A frame of a decode step is a few kilobytes, and takes a few milliseconds to compute. On its way gRPC wakes threads
+of its own, on the core that computes; a socket that the event loop reads itself needs none of them.
 
 Every server of the data plane also listens on abstract sockets that are named after its addresses, and like these
 belong to a network namespace. A record is one byte for its kind, four for its length (little-endian), and its content.
@@ -202,7 +202,7 @@ async def _serve(link: LocalLink, handler: MessageHandler) -> None:
     except MeshError as error:
         log.info("link.refused", reason=error.reason, subject=error.subject)
         await _end_with(link, error)
-    except Exception as error:
+    except Exception as error:  # the outermost layer of a link
         log.exception("link.failed")
         await _end_with(link, InternalError(f"The receiver of frames failed: {type(error).__name__}; see its log."))
     finally:

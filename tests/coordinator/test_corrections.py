@@ -20,12 +20,11 @@ def test_repeated_runs_converge_to_what_is_measured() -> None:
         correction = correction.learned({Phase.DECODE: 1.4 / correction.decode})
     assert correction.decode == pytest.approx(1.4, rel=0.01)
     assert correction.prefill == 1.0
-    assert correction.num_runs == 8
 
 
 def test_one_of_many_runs_moves_little() -> None:
     """Noise averages out: a run that was disturbed is made up for by those after it, which count a half each."""
-    correction = LatencyCorrection(decode=1.4, num_runs=9)
+    correction = LatencyCorrection(decode=1.4)
     disturbed = correction.learned({Phase.DECODE: 2.0})
     assert disturbed.decode == pytest.approx(1.4 * 2.0**0.5)
     for _ in range(10):
@@ -50,7 +49,7 @@ def test_a_run_that_was_far_off_teaches_nothing() -> None:
 
 def test_only_layers_of_the_phase_are_corrected() -> None:
     """Prefill points of layers take prefill's factor; those of the head stay as measured."""
-    correction = LatencyCorrection(prefill=2.0, decode=3.0, num_runs=1)
+    correction = LatencyCorrection(prefill=2.0, decode=3.0)
     layer = LatencyPoint(ModelPart.LAYER, "w16", Phase.PREFILL, 1, 16, 0, 1000)
     head = LatencyPoint(ModelPart.HEAD, "", Phase.DECODE, 1, 1, 0, 1000)
     assert correction.applied(layer).duration_ns == 2000
