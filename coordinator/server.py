@@ -4,6 +4,7 @@ from __future__ import annotations  # grpc's classes are generic for type checke
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import grpc
 
@@ -19,7 +20,8 @@ from coordinator.service import CoordinatorServicer, ResultReceiver
 from coordinator.store import JobStore
 from llmpq.frames import SERVICE_NAME as ACTIVATION_SERVICE
 from llmpq.rpc import announce, serving, until_signal
-from llmpq.rpc.data_plane import add_forward_handler, forwarding_locally
+from llmpq.rpc.data_plane import add_forward_handler
+from llmpq.rpc.local_receiver import listening
 from llmpq.v1 import coordinator_service_pb2
 from llmpq.v1.coordinator_service_pb2_grpc import add_CoordinatorServiceServicer_to_server
 
@@ -46,7 +48,7 @@ async def coordinating(config: CoordinatorConfig) -> AsyncIterator[tuple[str, Ru
     """Serves inside the block; gives the address and the queue, which does not run yet. Raises as `run`."""
     async with JobStore.opened(config.state) as store:
         router = ResultRouter()
-        receiver = ResultReceiver(router)
+        make_sink = partial(ResultReceiver, router)
         mesh = Mesh(Cluster(config.lease_ttl_s), Planning(config.planner, config.state, router), router)
         runner = Runner(store, mesh)
         servicer = CoordinatorServicer(
@@ -60,12 +62,12 @@ async def coordinating(config: CoordinatorConfig) -> AsyncIterator[tuple[str, Ru
 
         def add_services(server: grpc.aio.Server) -> None:
             add_CoordinatorServiceServicer_to_server(servicer, server)
-            add_forward_handler(server, receiver.forward)
+            add_forward_handler(server, make_sink)
 
         services = (COORDINATOR_SERVICE, ACTIVATION_SERVICE)
         async with (
             serving(config.listen, add_services, services, drain_s=_DRAIN_S) as server,
-            forwarding_locally(server.address, receiver.forward),
+            listening(server.address, make_sink),
         ):
             mesh.router.address = config.advertised(server.address)
             yield server.address, runner

@@ -28,6 +28,7 @@ from llmpq.fidelity import FidelityResult
 from llmpq.frames import Frame
 from llmpq.messages import from_message, to_message
 from llmpq.plan import LayerSensitivity, LengthBucket, PlanningProblem, PlanOptions
+from llmpq.rpc.frame_sink import FrameSink
 from llmpq.rpc.link_probe import PROBE_DEPLOYMENT
 from llmpq.trace import FrameTrace
 from llmpq.v1 import coordinator_service_pb2 as pb
@@ -310,7 +311,7 @@ class CoordinatorServicer(coordinator_service_pb2_grpc.CoordinatorServiceService
             ) from error
 
 
-class ResultReceiver:
+class ResultReceiver(FrameSink):
     """ActivationService over the result router: the last stage of every pipeline sends here.
 
     Args:
@@ -320,12 +321,10 @@ class ResultReceiver:
     def __init__(self, router: ResultRouter) -> None:
         self._router = router
 
-    async def forward(self, incoming: AsyncIterator[Frame]) -> AsyncIterator[int]:
-        """Forward; see the contract."""
-        async for frame in incoming:
-            if frame.deployment_id != PROBE_DEPLOYMENT:
-                self._router.deliver(frame)
-            yield frame.frame_id
+    def take(self, frame: Frame) -> None:
+        """See FrameSink."""
+        if frame.deployment_id != PROBE_DEPLOYMENT:
+            self._router.deliver(frame)
 
 
 async def _reported(work: Callable[[Report], Coroutine[Any, Any, T]]) -> AsyncGenerator[tuple[str, T | None], None]:

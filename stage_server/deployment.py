@@ -18,6 +18,7 @@ from llmpq.rpc.data_plane import ForwardStream
 from llmpq.stage_load import StageLoad
 from stage_server.device import ComputeDevice
 from stage_server.families import DecoderSpec
+from stage_server.frame_worker import FrameWorker
 from stage_server.kv_cache import KvCache
 from stage_server.layer_run import LayerRun
 from stage_server.layout import BatchLayout
@@ -25,10 +26,6 @@ from stage_server.model_slice import ModelSlice
 from stage_server.tensors import payload_of, tensor_of
 
 log = structlog.get_logger(__name__)
-
-#: While frames of more bytes wait to be computed, no further ones are taken up: small ones never wait for that, and of
-#: large ones only the next is in memory beside the one that is computed.
-_MAX_WAITING_BYTES = 4 * 2**20
 
 
 @dataclass
@@ -53,7 +50,6 @@ class Deployment:
         executor: The one compute thread of this process.
 
     Attributes:
-        has_room: Set while further frames may be submitted.
         failure: What ended the deployment, once something has.
     """
 
@@ -74,29 +70,31 @@ class Deployment:
         self._cache = cache
         self._run_of_layers = LayerRun(weights.layers, cache.layers)
         self._device = device
-        self._executor = executor
-        self._is_computing = False
         self._cached_tokens = [0] * cache.num_slots
-        self._arrived: asyncio.Queue[tuple[Frame, int]] = asyncio.Queue()
-        self._waiting_bytes = 0
-        self.has_room = asyncio.Event()
-        self.has_room.set()
+        self._worker = FrameWorker(executor, self._compute)
+        self._computed_until_ns = time.perf_counter_ns()
         self.failure: asyncio.Future[MeshError] = asyncio.get_running_loop().create_future()
 
     @property
     def is_busy(self) -> bool:
         """Whether a frame is being computed or waits for it."""
-        return self._is_computing or not self._arrived.empty()
+        return self._worker.is_busy
+
+    @property
+    def has_room(self) -> asyncio.Event:
+        """Set while further frames may be submitted."""
+        return self._worker.has_room
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Computes and forwards frames while the block runs; afterwards whoever still sends is refused."""
-        worker = asyncio.create_task(self._run())
+        running = asyncio.create_task(self._run())
         try:
             yield
         finally:
-            worker.cancel()
-            await asyncio.gather(worker, return_exceptions=True)
+            self._worker.stop()
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
             self._fail(UnavailableError("The stage's deployment has ended.", subject=self.load.deployment_id))
             # Whoever still refers to this must not keep the cache: the next plan has room for one.
             del self._cache, self._run_of_layers
@@ -118,14 +116,13 @@ class Deployment:
         self._check(frame)
         for slot, start, count in zip(frame.slots, frame.starts, frame.counts, strict=True):
             self._cached_tokens[slot] = start + count
-        self._arrived.put_nowait((frame, time.perf_counter_ns()))
-        self._count_waiting(len(frame.payload))
+        self._worker.put(frame)
 
     async def _run(self) -> None:
         try:
             async with ForwardStream(self.load.next_address) as next_stage, asyncio.TaskGroup() as tasks:
                 tasks.create_task(next_stage.watch())
-                tasks.create_task(self._compute_and_forward(next_stage, tasks))
+                tasks.create_task(self._forward(next_stage))
         except* MeshError as group:
             self._fail(cast("MeshError", _first(group)))
         except* Exception as group:  # a failing kernel must reach the coordinator, not vanish in a task
@@ -135,22 +132,10 @@ class Deployment:
                 InternalError(f"Stage {self.load.stage} failed to compute: {type(cause).__name__}; see its log."),
             )
 
-    async def _compute_and_forward(self, next_stage: ForwardStream, tasks: asyncio.TaskGroup) -> None:
-        """Computes one frame after another, each while the result of the one before is on its way out."""
-        loop = asyncio.get_running_loop()
-        sending: asyncio.Task[None] | None = None
+    async def _forward(self, next_stage: ForwardStream) -> None:
         while True:
-            idle_since = time.perf_counter_ns()
-            frame, arrived_ns = await self._arrived.get()
-            self._count_waiting(-len(frame.payload))
-            self._is_computing = True
-            self.counters.idle_ns += time.perf_counter_ns() - idle_since
-            result = await loop.run_in_executor(self._executor, self._compute, frame, arrived_ns)
-            self._is_computing = False
-            if sending is not None:  # the next stage's window is full: this stage waits too
-                await sending
-            sending = tasks.create_task(next_stage.send(result))
-            await asyncio.sleep(0)  # sending begins before computing, which may share its core, goes on
+            await next_stage.send(await self._worker.result())
+            self._worker.sent()
 
     def _compute(self, frame: Frame, arrived_ns: int) -> Frame:
         """On the compute thread: this stage's part of a frame."""
@@ -170,7 +155,7 @@ class Deployment:
         is_int8 = self.load.has_int8_activations and not self.load.is_last
         data_type, dimensions, payload = payload_of(output, is_int8=is_int8)
         compute_ns = time.perf_counter_ns() - started_ns
-        self._count(frame.phase, compute_ns)
+        self._count(frame.phase, started_ns, compute_ns)
         timing = StageTiming(self.load.stage, started_ns - arrived_ns, compute_ns, start_unix_ns)
         return replace(
             frame,
@@ -180,15 +165,10 @@ class Deployment:
             timings=[*frame.timings, timing],
         )
 
-    def _count_waiting(self, num_bytes: int) -> None:
-        self._waiting_bytes += num_bytes
-        if self._waiting_bytes > _MAX_WAITING_BYTES:
-            self.has_room.clear()
-        else:
-            self.has_room.set()
-
-    def _count(self, phase: Phase, compute_ns: int) -> None:
+    def _count(self, phase: Phase, started_ns: int, compute_ns: int) -> None:
         self.counters.frames += 1
+        self.counters.idle_ns += started_ns - self._computed_until_ns
+        self._computed_until_ns = started_ns + compute_ns
         if phase is Phase.PREFILL:
             self.counters.prefill_ns += compute_ns
         else:

@@ -12,12 +12,13 @@ import structlog
 from llmpq.frames import SERVICE_NAME as ACTIVATION_SERVICE
 from llmpq.messages import to_message
 from llmpq.rpc import announce, serving, until_signal
-from llmpq.rpc.data_plane import add_forward_handler, forwarding_locally
+from llmpq.rpc.data_plane import add_forward_handler
+from llmpq.rpc.local_receiver import listening
 from llmpq.v1 import coordinator_service_pb2, plan_pb2, stage_service_pb2, stage_service_pb2_grpc
 from stage_server.config import StageConfig
 from stage_server.device import open_device
 from stage_server.registration import keep_registered
-from stage_server.service import StageServicer, receive_frames
+from stage_server.service import FrameReceiver, StageServicer
 from stage_server.stage import Stage
 
 log = structlog.get_logger(__name__)
@@ -33,15 +34,15 @@ async def run(config: StageConfig) -> None:
     device = open_device(config)
     # The name may need the port, which is known once bound: Stage only uses it in messages.
     async with Stage(config.name, device) as stage:
-        receive = partial(receive_frames, stage)
+        make_sink = partial(FrameReceiver, stage)
 
         def add_services(server: grpc.aio.Server) -> None:
             stage_service_pb2_grpc.add_StageServiceServicer_to_server(StageServicer(stage), server)
-            add_forward_handler(server, receive)
+            add_forward_handler(server, make_sink)
 
         async with (
             serving(config.listen, add_services, (STAGE_SERVICE, ACTIVATION_SERVICE)) as server,
-            forwarding_locally(server.address, receive),
+            listening(server.address, make_sink),
         ):
             address = config.advertise or server.address
             stage.device_id = config.name or f"{platform.node()}/{config.device}/{address.rpartition(':')[2]}"

@@ -9,11 +9,13 @@ from typing import Any
 import grpc
 
 from llmpq.address import split_address
+from llmpq.errors import MeshError
 from llmpq.frames import Frame
 from llmpq.messages import from_message, to_message
 from llmpq.plan import StageMemory
 from llmpq.profile_request import ProfileRequest
 from llmpq.rating import RatingRequest
+from llmpq.rpc.frame_sink import FrameSink
 from llmpq.rpc.link_probe import PROBE_DEPLOYMENT, measure_link
 from llmpq.stage_load import StageLoad
 from llmpq.v1 import plan_pb2, stage_service_pb2_grpc
@@ -120,44 +122,30 @@ class StageServicer(stage_service_pb2_grpc.StageServiceServicer):
         return pb.STAGE_STATE_FAILED if deployment.failure.done() else pb.STAGE_STATE_READY
 
 
-async def receive_frames(stage: Stage, incoming: AsyncIterator[Frame]) -> AsyncIterator[int]:
-    """ActivationService.Forward: queues each frame with its deployment and acknowledges it.
+class FrameReceiver(FrameSink):
+    """ActivationService.Forward: queues each frame of a stream with its deployment.
 
-    Raises:
-        MeshError: A frame was refused, or the deployment that the stream feeds has failed or ended.
+    Args:
+        stage: That the deployment is on.
     """
-    deployment: Deployment | None = None
-    while True:
-        frame = await _next_or_failure(incoming, deployment)
-        if frame is None:
-            return
-        if frame.deployment_id == PROBE_DEPLOYMENT:
-            yield frame.frame_id
-            continue
-        deployment = stage.deployment_for(frame)
-        deployment.submit(frame)
-        yield frame.frame_id
 
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._deployment: Deployment | None = None
 
-async def _next_or_failure(incoming: AsyncIterator[Frame], deployment: Deployment | None) -> Frame | None:
-    """The next frame, or None at the end; raises the failure of the deployment if that comes first."""
-    following: asyncio.Future[Frame | None] = asyncio.ensure_future(_next(incoming, deployment))
-    if deployment is None:
-        return await following
-    failure = deployment.failure
-    try:
-        await asyncio.wait((following, failure), return_when=asyncio.FIRST_COMPLETED)
-        if failure.done():
-            raise failure.result()
-        return following.result()
-    finally:
-        following.cancel()
+    def take(self, frame: Frame) -> None:
+        """See FrameSink, as of the properties below."""
+        if frame.deployment_id != PROBE_DEPLOYMENT:
+            self._deployment = self._stage.deployment_for(frame)
+            self._deployment.submit(frame)
 
+    @property
+    def has_room(self) -> asyncio.Event | None:  # noqa: D102
+        return self._deployment.has_room if self._deployment else None
 
-async def _next(incoming: AsyncIterator[Frame], deployment: Deployment | None) -> Frame | None:
-    if deployment is not None:
-        await deployment.has_room.wait()
-    return await anext(incoming, None)
+    @property
+    def failure(self) -> asyncio.Future[MeshError] | None:  # noqa: D102
+        return self._deployment.failure if self._deployment else None
 
 
 def _memory_message(memory: StageMemory) -> plan_pb2.StageMemory:

@@ -13,27 +13,31 @@ import uvloop
 
 from llmpq.frames import Frame
 from llmpq.rpc import announce, serving, until_signal
-from llmpq.rpc.data_plane import ForwardStream, add_forward_handler, forwarding_locally
+from llmpq.rpc.data_plane import ForwardStream, add_forward_handler
+from llmpq.rpc.frame_sink import FrameSink
+from llmpq.rpc.local_receiver import listening
 
 
-class FrameReceiver:
-    """A receiver of frames: checks, queues and acknowledges them, as a stage and the coordinator do."""
+class FrameReceiver(FrameSink):
+    """A receiver of frames: checks and queues them, as a stage and the coordinator do."""
 
     def __init__(self) -> None:
         self.frames: asyncio.Queue[Frame] = asyncio.Queue()
 
-    async def forward(self, incoming: AsyncIterator[Frame]) -> AsyncIterator[int]:
-        """Handles a stream of frames."""
-        async for frame in incoming:
-            self.frames.put_nowait(frame)
-            yield frame.frame_id
+    def take(self, frame: Frame) -> None:
+        """See FrameSink."""
+        self.frames.put_nowait(frame)
 
 
 @asynccontextmanager
-async def receiving(listen: str, receiver: FrameReceiver) -> AsyncIterator[str]:
-    """Serves the receiver inside the block; gives the address."""
-    add = partial(add_forward_handler, handler=receiver.forward)
-    async with serving(listen, add, (), drain_s=0) as server, forwarding_locally(server.address, receiver.forward):
+async def receiving(listen: str, sink: FrameSink) -> AsyncIterator[str]:
+    """Gives the frames of all streams to one sink, by both transports, inside the block; yields the address."""
+
+    def make_sink() -> FrameSink:
+        return sink
+
+    add = partial(add_forward_handler, make_sink=make_sink)
+    async with serving(listen, add, (), drain_s=0) as server, listening(server.address, make_sink):
         yield server.address
 
 

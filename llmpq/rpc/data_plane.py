@@ -1,4 +1,4 @@
-"""The data plane's two ends: a Forward stream to the next process, and the handler that receives one.
+"""The data plane's two ends: a Forward stream to the next process, and what receives one.
 
 What travels is raw bytes: frames become messages, and messages frames, in `llmpq.frame_chunks`.
 """
@@ -6,8 +6,7 @@ What travels is raw bytes: frames become messages, and messages frames, in `llmp
 from __future__ import annotations  # grpc's classes are generic for type checkers only
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
 from typing import Any, Never, Self
 
 import grpc
@@ -17,34 +16,28 @@ from llmpq.errors import UnavailableError
 from llmpq.frame_chunks import FrameAssembler, messages_of
 from llmpq.frames import FORWARD_METHOD, SERVICE_NAME, Frame, encode_ack
 from llmpq.rpc.channel import open_channel
-from llmpq.rpc.local_link import LocalLink, Record, connected, listening
+from llmpq.rpc.frame_sink import FrameSink, MakeSink
+from llmpq.rpc.local_link import LocalLink, connected
+from llmpq.rpc.local_records import Record
 from llmpq.rpc.status import error_of_status, rpc_errors
 
-#: Receives frames in order and yields the number of each that is to be acknowledged.
-ForwardHandler = Callable[[AsyncIterator[Frame]], AsyncIterator[int]]
 
+def add_forward_handler(server: grpc.aio.Server, make_sink: MakeSink) -> None:
+    """Serves ActivationService.Forward over gRPC; `local_receiver.listening` serves it to neighbours on this host.
 
-def add_forward_handler(server: grpc.aio.Server, handler: ForwardHandler) -> None:
-    """Serves ActivationService.Forward over gRPC."""
+    Args:
+        server: Not yet started.
+        make_sink: For the frames of each stream.
+    """
 
     def forward(messages: AsyncIterator[bytes], _: object) -> AsyncIterator[int]:
-        return handler(_received(messages))
+        return _received(messages, make_sink())
 
     method: grpc.RpcMethodHandler[bytes, int] = grpc.stream_stream_rpc_method_handler(
         forward, response_serializer=encode_ack
     )
     name = FORWARD_METHOD.rpartition("/")[2]
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, {name: method}),))
-
-
-def forwarding_locally(address: str, handler: ForwardHandler) -> AbstractAsyncContextManager[None]:
-    """Serves the same to neighbours on this host while the block runs.
-
-    Args:
-        address: host:port that this process listens at.
-        handler: Of the frames.
-    """
-    return listening(address, lambda messages: handler(_received(messages)))
 
 
 class ForwardStream:
@@ -141,10 +134,33 @@ class _LocalPipe:
         self._link.close()
 
 
-async def _received(messages: AsyncIterator[bytes]) -> AsyncIterator[Frame]:
+async def _received(messages: AsyncIterator[bytes], sink: FrameSink) -> AsyncIterator[int]:
+    """Gives the frames of a stream to its sink, and yields the number of each that was taken. Raises what ends it."""
     assembler = FrameAssembler()
-    async for raw in messages:
+    while (raw := await _next_or_failure(messages, sink)) is not None:
         frame = assembler.take(raw)
         if frame is not None:
-            yield frame
+            sink.take(frame)
+            yield frame.frame_id
     assembler.end()
+
+
+async def _next_or_failure(messages: AsyncIterator[bytes], sink: FrameSink) -> bytes | None:
+    """The next message, or None at the end; raises the failure of the sink if that comes first."""
+    following: asyncio.Future[bytes | None] = asyncio.ensure_future(_next(messages, sink.has_room))
+    failure = sink.failure
+    if failure is None:
+        return await following
+    try:
+        await asyncio.wait((following, failure), return_when=asyncio.FIRST_COMPLETED)
+        if failure.done():
+            raise failure.result()
+        return following.result()
+    finally:
+        following.cancel()
+
+
+async def _next(messages: AsyncIterator[bytes], has_room: asyncio.Event | None) -> bytes | None:
+    if has_room is not None:
+        await has_room.wait()
+    return await anext(messages, None)

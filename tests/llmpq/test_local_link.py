@@ -2,27 +2,19 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from contextlib import suppress
 
 import pytest
 
+from llmpq.bench.wire_echo import receiving
 from llmpq.device import Phase
 from llmpq.errors import InternalError, InvalidInputError, MeshError, PreconditionError, UnavailableError
 from llmpq.frames import DataType, Frame
-from llmpq.rpc import local_link, serving
-from llmpq.rpc.data_plane import ForwardHandler, ForwardStream, add_forward_handler, forwarding_locally
+from llmpq.rpc import local_link, local_records
+from llmpq.rpc.data_plane import ForwardStream
+from tests.support.frame_sinks import CollectingSink
 
 pytestmark = pytest.mark.parametrize("by_grpc", [False, True])
-
-
-@asynccontextmanager
-async def receiving(handler: ForwardHandler) -> AsyncIterator[str]:
-    """A server of the data plane in this process: its address."""
-    add = partial(add_forward_handler, handler=handler)
-    async with serving("127.0.0.1:0", add, (), drain_s=0) as server, forwarding_locally(server.address, handler):
-        yield server.address
 
 
 def frame(number: int, num_bytes: int) -> Frame:
@@ -34,14 +26,8 @@ def frame(number: int, num_bytes: int) -> Frame:
 async def test_frames_arrive_in_order_and_are_acknowledged(*, by_grpc: bool) -> None:
     """Frames of all sizes come out as they went in, also those that are cut, and each of them is acknowledged."""
     sent = [frame(number, size) for number, size in enumerate((0, 4, 70_000, 9 * 2**20, 8))]
-    received: list[Frame] = []
-
-    async def handler(frames: AsyncIterator[Frame]) -> AsyncIterator[int]:
-        async for each in frames:
-            received.append(each)
-            yield each.frame_id
-
-    async with receiving(handler) as address:
+    sink = CollectingSink()
+    async with receiving("127.0.0.1:0", sink) as address:
         link = await local_link.connected(address)
         assert link is not None
         link.close()
@@ -50,7 +36,7 @@ async def test_frames_arrive_in_order_and_are_acknowledged(*, by_grpc: bool) -> 
                 await stream.send(each, is_asking=True)
             for _ in sent:
                 await stream.acknowledged()
-    assert [(each.frame_id, bytes(each.payload)) for each in received] == [(f.frame_id, f.payload) for f in sent]
+    assert [(each.frame_id, bytes(each.payload)) for each in sink.frames] == [(f.frame_id, f.payload) for f in sent]
 
 
 @pytest.mark.parametrize(
@@ -63,14 +49,10 @@ async def test_frames_arrive_in_order_and_are_acknowledged(*, by_grpc: bool) -> 
 )
 async def test_errors_end_the_stream(*, by_grpc: bool, raised: Exception, expected: type[MeshError]) -> None:
     """What the receiver ends a stream with is what its sender is told; of a defect, only that there is one."""
-
-    async def handler(frames: AsyncIterator[Frame]) -> AsyncIterator[int]:
-        async for each in frames:
-            if each.frame_id:
-                raise raised
-            yield each.frame_id
-
-    async with receiving(handler) as address, ForwardStream(address, by_grpc=by_grpc) as stream:
+    async with (
+        receiving("127.0.0.1:0", CollectingSink(raised)) as address,
+        ForwardStream(address, by_grpc=by_grpc) as stream,
+    ):
         watching = asyncio.ensure_future(stream.watch())
         await stream.send(frame(0, 4))
         await stream.send(frame(1, 4))
@@ -90,12 +72,7 @@ async def test_errors_end_the_stream(*, by_grpc: bool, raised: Exception, expect
 
 async def test_a_receiver_that_goes_away_is_noticed(*, by_grpc: bool) -> None:
     """Both who waits for acknowledgements and who goes on sending learn that the neighbour is gone."""
-
-    async def handler(frames: AsyncIterator[Frame]) -> AsyncIterator[int]:
-        async for each in frames:
-            yield each.frame_id
-
-    async with receiving(handler) as address:
+    async with receiving("127.0.0.1:0", CollectingSink()) as address:
         stream = await ForwardStream(address, by_grpc=by_grpc).__aenter__()
         await stream.send(frame(0, 4), is_asking=True)
         await stream.acknowledged()
@@ -108,15 +85,9 @@ async def test_a_receiver_that_goes_away_is_noticed(*, by_grpc: bool) -> None:
 
 async def test_a_receiver_that_takes_nothing_stops_the_sender(*, by_grpc: bool) -> None:
     """What is sent ahead of a busy receiver is bounded, and all of it arrives in the end."""
-    is_ready, received, sent = asyncio.Event(), [], []
-
-    async def handler(frames: AsyncIterator[Frame]) -> AsyncIterator[int]:
-        await is_ready.wait()
-        async for each in frames:
-            received.append(each.frame_id)
-            yield each.frame_id
-
-    async with receiving(handler) as address, ForwardStream(address, by_grpc=by_grpc) as stream:
+    sink, sent = CollectingSink(), []
+    sink.room.clear()
+    async with receiving("127.0.0.1:0", sink) as address, ForwardStream(address, by_grpc=by_grpc) as stream:
 
         async def send_all() -> None:
             for number in range(100):
@@ -126,21 +97,16 @@ async def test_a_receiver_that_takes_nothing_stops_the_sender(*, by_grpc: bool) 
         sending = asyncio.ensure_future(send_all())
         await asyncio.wait({sending}, timeout=1)
         assert len(sent) < 20
-        is_ready.set()
+        sink.room.set()
         await sending
         for _ in range(100):
             await stream.acknowledged()
-    assert received == list(range(100))
+    assert [each.frame_id for each in sink.frames] == list(range(100))
 
 
 async def test_there_are_no_links_to_others(monkeypatch: pytest.MonkeyPatch, *, by_grpc: bool) -> None:
     """Other hosts, ports at which nobody listens, and other users' processes have no local link, but gRPC."""
-
-    async def handler(frames: AsyncIterator[Frame]) -> AsyncIterator[int]:
-        async for each in frames:
-            yield each.frame_id
-
-    async with receiving(handler) as address:
+    async with receiving("127.0.0.1:0", CollectingSink()) as address:
         port = address.rpartition(":")[2]
         link = await local_link.connected(f"localhost:{port}")
         assert link is not None
@@ -150,7 +116,7 @@ async def test_there_are_no_links_to_others(monkeypatch: pytest.MonkeyPatch, *, 
         assert await local_link.connected("127.0.0.1:1") is None
         assert await local_link.connected(f"127.0.0.2:{port}") is None  # another server may have it
         assert await local_link.connected(f"a..b:{port}") is None
-        monkeypatch.setattr(local_link.os, "getuid", lambda: -1)
+        monkeypatch.setattr(local_records.os, "getuid", lambda: -1)
         assert await local_link.connected(address) is None
         async with ForwardStream(address, by_grpc=by_grpc) as stream:
             await stream.send(frame(0, 4), is_asking=True)
@@ -159,12 +125,7 @@ async def test_there_are_no_links_to_others(monkeypatch: pytest.MonkeyPatch, *, 
 
 async def test_nonsense_ends_the_link(*, by_grpc: bool) -> None:
     """Whoever speaks something else is not listened to for long, and others are served on."""
-
-    async def handler(frames: AsyncIterator[Frame]) -> AsyncIterator[int]:
-        async for each in frames:
-            yield each.frame_id
-
-    async with receiving(handler) as address:
+    async with receiving("127.0.0.1:0", CollectingSink()) as address:
         port = int(address.rpartition(":")[2])
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
             stranger.connect(f"\0llmpq/127.0.0.1:{port}")
@@ -177,14 +138,8 @@ async def test_nonsense_ends_the_link(*, by_grpc: bool) -> None:
 
 async def test_a_server_of_all_addresses_is_found_at_each(*, by_grpc: bool) -> None:
     """A process that listens at 0.0.0.0 has links at every address of its host."""
-
-    async def handler(frames: AsyncIterator[Frame]) -> AsyncIterator[int]:
-        async for each in frames:
-            yield each.frame_id
-
-    add = partial(add_forward_handler, handler=handler)
-    async with serving("0.0.0.0:0", add, (), drain_s=0) as server, forwarding_locally(server.address, handler):
-        port = server.address.rpartition(":")[2]
+    async with receiving("0.0.0.0:0", CollectingSink()) as address:
+        port = address.rpartition(":")[2]
         for host in ("127.0.0.1", "127.0.0.2"):
             link = await local_link.connected(f"{host}:{port}")
             assert link is not None

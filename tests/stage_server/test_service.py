@@ -17,6 +17,7 @@ from parity_models import VOCABULARY, SaveModel
 from raw_stream import forward_messages
 from tiny_models import save_wide_llama
 
+from llmpq.bench.wire_echo import receiving
 from llmpq.device import Phase
 from llmpq.errors import (
     CorruptDataError,
@@ -38,29 +39,29 @@ from llmpq.frames import (
 from llmpq.model import read_shape
 from llmpq.rpc import open_channel, rpc_errors, serving
 from llmpq.rpc.data_plane import ForwardStream, add_forward_handler
+from llmpq.rpc.frame_sink import FrameSink
 from llmpq.v1 import activation_service_pb2, activation_service_pb2_grpc, stage_service_pb2_grpc
 from llmpq.v1 import stage_service_pb2 as pb
 from stage_server.config import StageConfig
 from stage_server.device import open_device
 from stage_server.load_check import expected_memory
-from stage_server.service import StageServicer, receive_frames
+from stage_server.model_slice import ModelSlice
+from stage_server.service import FrameReceiver, StageServicer
 from stage_server.stage import Stage
 
 PROMPTS = [[5, 17, 101, 3, 9], [44], [7, 7, 150, 21, 66, 90, 12]]
 NUM_LAYERS = 3
 
 
-class ResultSink:
+class ResultSink(FrameSink):
     """The coordinator's end of the ring: collects result frames."""
 
     def __init__(self) -> None:
         self.results: asyncio.Queue[Frame] = asyncio.Queue()
 
-    async def receive(self, incoming: AsyncIterator[Frame]) -> AsyncIterator[int]:
-        """ActivationService.Forward."""
-        async for frame in incoming:
-            self.results.put_nowait(frame)
-            yield frame.frame_id
+    def take(self, frame: Frame) -> None:
+        """Queues it."""
+        self.results.put_nowait(frame)
 
 
 @asynccontextmanager
@@ -73,7 +74,7 @@ async def stage_server(
 
         def add(server: grpc.aio.Server) -> None:
             stage_service_pb2_grpc.add_StageServiceServicer_to_server(StageServicer(stage), server)
-            add_forward_handler(server, lambda incoming: receive_frames(stage, incoming))
+            add_forward_handler(server, partial(FrameReceiver, stage))
 
         async with serving("127.0.0.1:0", add, ("llmpq.v1.StageService", SERVICE_NAME)) as server:
             yield server.address, stage
@@ -83,8 +84,8 @@ async def stage_server(
 async def result_sink() -> AsyncIterator[tuple[str, ResultSink]]:
     """A sink in this process: its address and what it received."""
     sink = ResultSink()
-    async with serving("127.0.0.1:0", partial(add_forward_handler, handler=sink.receive), (SERVICE_NAME,)) as server:
-        yield server.address, sink
+    async with receiving("127.0.0.1:0", sink) as address:
+        yield address, sink
 
 
 def load_request(
@@ -313,7 +314,9 @@ async def test_bad_frame_ends_the_stream_with_a_typed_error(
         assert sink.results.empty()
 
 
-async def test_a_stage_takes_up_no_more_than_the_next_large_frame(tmp_path: Path) -> None:
+async def test_a_stage_takes_up_no_more_than_the_next_large_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a frame of several messages waits behind the one that is computed, further ones wait with their sender."""
     model, num_rows, width = str(save_wide_llama(tmp_path)), 150, 8192
     frame = replace(
@@ -322,11 +325,11 @@ async def test_a_stage_takes_up_no_more_than_the_next_large_frame(tmp_path: Path
         dimensions=(num_rows, width),
         payload=np.random.default_rng(0).standard_normal((num_rows, width), dtype=np.float32).tobytes(),
     )
-    may_compute = threading.Event()
+    may_compute, compute = threading.Event(), ModelSlice.hidden_states
+    monkeypatch.setattr(ModelSlice, "hidden_states", lambda *given: may_compute.wait(30) and compute(*given))
     async with stage_server() as (address, stage), result_sink() as (sink_address, sink):
         request = load_request(model, sink_address, stage=1, cuts=(1,), max_sequence_tokens=256, max_frame_tokens=256)
         await load(address, request)
-        stage._executor.submit(may_compute.wait)
         async with ForwardStream(address) as stream:
 
             async def send_all() -> None:

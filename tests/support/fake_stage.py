@@ -27,6 +27,7 @@ from llmpq.rpc.link_probe import PROBE_DEPLOYMENT
 from llmpq.v1 import coordinator_service_pb2 as coordinator_pb
 from llmpq.v1 import coordinator_service_pb2_grpc, plan_pb2, stage_service_pb2_grpc
 from llmpq.v1 import stage_service_pb2 as pb
+from tests.support.frame_sinks import TaskSink
 
 #: Token ids of the letters a to z in the byte-level tokenizer of `opt_bytes`; answers are made of these.
 LETTERS = tuple(range(67, 93))
@@ -209,22 +210,22 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         link = plan_pb2.LinkProfile(sender_id=self.device_id, latency_ns=LINK_LATENCY_NS, bytes_per_s=10**9)
         return pb.MeasureLinkResponse(link=link)
 
-    async def forward(self, incoming: AsyncIterator[Frame]) -> AsyncIterator[int]:
-        """ActivationService.Forward."""
-        async for frame in incoming:
-            if frame.deployment_id == PROBE_DEPLOYMENT:
-                yield frame.frame_id
-                continue
-            if not self.loads or frame.deployment_id != self.loads[-1].deployment_id:
-                raise PreconditionError("Another deployment is loaded.", subject=frame.deployment_id)
-            yield frame.frame_id
-            await asyncio.sleep(self.frame_delay_s)
-            self.frames.append(replace(frame, payload=bytes(frame.payload)))
-            is_last = self.loads[-1].stage == self.loads[-1].num_stages - 1
-            result = self._results(frame) if is_last else frame
-            result.timings = [*frame.timings, StageTiming(self.loads[-1].stage, 0, COMPUTE_NS)]
-            assert self._next is not None
-            await self._next.send(result)
+    def _check(self, frame: Frame) -> None:
+        is_loaded = bool(self.loads) and frame.deployment_id == self.loads[-1].deployment_id
+        if frame.deployment_id != PROBE_DEPLOYMENT and not is_loaded:
+            raise PreconditionError("Another deployment is loaded.", subject=frame.deployment_id)
+
+    async def _compute(self, frame: Frame) -> None:
+        if frame.deployment_id == PROBE_DEPLOYMENT:
+            return
+        await asyncio.sleep(self.frame_delay_s)
+        self._check(frame)
+        self.frames.append(replace(frame, payload=bytes(frame.payload)))
+        is_last = self.loads[-1].stage == self.loads[-1].num_stages - 1
+        result = self._results(frame) if is_last else frame
+        result.timings = [*frame.timings, StageTiming(self.loads[-1].stage, 0, COMPUTE_NS)]
+        assert self._next is not None
+        await self._next.send(result)
 
     def _results(self, frame: Frame) -> Frame:
         tokens, scores = array("i"), []
@@ -246,7 +247,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
 
     def _add(self, server: grpc.aio.Server) -> None:
         stage_service_pb2_grpc.add_StageServiceServicer_to_server(self, server)
-        add_forward_handler(server, self.forward)
+        add_forward_handler(server, lambda: TaskSink(self._check, self._compute))
 
     async def _keep_registered(self) -> None:
         while True:
