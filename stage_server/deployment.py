@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import structlog
-import torch
 
 from llmpq.device import Phase
 from llmpq.errors import InternalError, InvalidInputError, MeshError, PreconditionError, UnavailableError
@@ -23,7 +22,8 @@ from stage_server.kv_cache import KvCache
 from stage_server.layer_run import LayerRun
 from stage_server.layout import BatchLayout
 from stage_server.model_slice import ModelSlice
-from stage_server.tensors import payload_of, tensor_of
+from stage_server.staging import Arriving, Staging
+from stage_server.tensors import payload_of, raw_of, tensor_of
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +71,8 @@ class Deployment:
         self._run_of_layers = LayerRun(weights.layers, cache.layers)
         self._device = device
         self._cached_tokens = [0] * cache.num_slots
-        self._worker = FrameWorker(executor, self._compute)
+        self._staging = Staging(device.torch_device)
+        self._worker = FrameWorker(executor, lambda frame: self._staging.send(raw_of(frame)), self._compute)
         self._computed_until_ns = time.perf_counter_ns()
         self.failure: asyncio.Future[MeshError] = asyncio.get_running_loop().create_future()
 
@@ -137,8 +138,8 @@ class Deployment:
             await next_stage.send(await self._worker.result())
             self._worker.sent()
 
-    def _compute(self, frame: Frame, arrived_ns: int) -> Frame:
-        """On the compute thread: this stage's part of a frame."""
+    def _compute(self, frame: Frame, arriving: Arriving, arrived_ns: int) -> Frame:
+        """On the compute thread: this stage's part of a frame whose payload arrives on the device."""
         started_ns, start_unix_ns = time.perf_counter_ns(), time.time_ns()
         layout = BatchLayout(
             tuple(frame.slots),
@@ -146,7 +147,7 @@ class Deployment:
             tuple(frame.counts),
             self._device.torch_device,
         )
-        inputs = tensor_of(frame, self._device.torch_device)
+        inputs = tensor_of(frame, arriving.taken())
         if not self.load.is_first:  # the stage before may compute in another type
             inputs = inputs.to(self._device.compute_dtype)
         output = self._weights.hidden_states(inputs, layout, self._run_of_layers)
@@ -194,7 +195,7 @@ class Deployment:
         if frame.dimensions != expected or is_token_ids != self.load.is_first:
             raise refuse(f"stage {self.load.stage} expects {'int32 ' if self.load.is_first else 'float '}{expected}")
         if self.load.is_first:
-            token_ids = tensor_of(frame, torch.device("cpu"))
+            token_ids = tensor_of(frame)
             if int(token_ids.min()) < 0 or int(token_ids.max()) >= self._decoder.vocab_size:
                 raise refuse(f"token ids must be at least 0 and below {self._decoder.vocab_size}")
 

@@ -44,6 +44,8 @@ class BatchLayout:
     @cached_property
     def positions(self) -> torch.Tensor:
         """(rows,) int64: position of each row in its sequence."""
+        if self.is_one_token_each:
+            return torch.tensor(self.starts, device=self.device)
         return torch.cat([torch.arange(s, e, device=self.device) for s, e in zip(self.starts, self.ends, strict=True)])
 
     @cached_property

@@ -116,6 +116,10 @@ class Positions:
         keys, queries = self._keys_and_queries(start, end, window)
         return self._biases(self._slopes[:, :, None, None], keys - queries, self.visible(start, end, window))
 
+    def of(self, layout: BatchLayout) -> "Positions":
+        """Of another micro-batch of the same model."""
+        return Positions(layout, self._rotaries, self._slopes, self._dtype)
+
     @property
     def has_biases(self) -> bool:
         """Whether masks are biases."""

@@ -8,6 +8,7 @@ from statistics import median
 import torch
 
 from llmpq.device import LatencyPoint, ModelPart, Phase
+from llmpq.frame_chunks import FrameAssembler, messages_of
 from llmpq.frames import Frame
 from llmpq.plan import LayerPrecision
 from llmpq.profile_request import ProfileRequest
@@ -18,7 +19,8 @@ from stage_server.layout import BatchLayout
 from stage_server.loader import ModelLoader
 from stage_server.positions import PositionEncoding
 from stage_server.profile_grid import FRAME_ROWS, HEAD_SEQUENCES, LayerGrid, Size
-from stage_server.tensors import payload_of, tensor_of
+from stage_server.staging import Staging
+from stage_server.tensors import payload_of, raw_of, tensor_of
 
 #: By wall time, all points are measured this often, seconds apart: other work on the host adds to some, and the
 #: shortest time counts.
@@ -26,6 +28,8 @@ _NUM_WALL_PASSES = 2
 #: In a pass, a point is the median of this many runs, of more while they are short; by wall time the shortest of them.
 _MIN_RUNS, _MAX_RUNS = 3, 7
 _ENOUGH_S = 0.04
+#: Frames of more rows are taken to be of prompts, of so many rows each.
+_MAX_DECODE_ROWS, _PROMPT_ROWS = 32, 128
 #: A run goes through as many layers of the stack as fit into this time.
 _RUN_S = 0.01
 
@@ -48,6 +52,7 @@ class LayerProfiler:
         self._clock = time.thread_time_ns if has_one_thread else time.perf_counter_ns
         self._num_passes = 1 if has_one_thread else _NUM_WALL_PASSES
         self._summary: Callable[[list[int]], float] = median if has_one_thread else min
+        self._staging = Staging(device.torch_device)
         spec = loader.spec
         self._encoding = PositionEncoding(spec, device.torch_device, device.compute_dtype)
         bytes_per_token = 2 * spec.num_kv_heads * spec.head_dim * device.compute_dtype.itemsize
@@ -99,14 +104,22 @@ class LayerProfiler:
             yield self._point(ModelPart.FRAME, Phase.PREFILL, rows, partial(self._pass_on, self._hidden(rows)))
 
     def _pass_on(self, hidden: torch.Tensor) -> None:
-        """What a stage does for a frame of (rows, hidden) besides running the model."""
+        """What a stage does for a frame of (rows, hidden) besides running the model.
+
+        Receiving and sending are part of it: the event loop shares the cores with the thread that computes.
+        """
         rows = len(hidden)
         data_type, dimensions, payload = payload_of(hidden)
-        frame = Frame("", 0, Phase.PREFILL, [0], [0], [rows], data_type, dimensions, payload)
-        positions = self._encoding.at(BatchLayout((0,), (0,), (rows,), self._device.torch_device))
+        sequences = rows if rows <= _MAX_DECODE_ROWS else max(rows // _PROMPT_ROWS, 1)
+        slots, starts, counts = list(range(sequences)), [0] * sequences, [rows // sequences] * sequences
+        frame = Frame("", 0, Phase.PREFILL, slots, starts, counts, data_type, dimensions, payload)
+        assembler = FrameAssembler()
+        [received] = filter(None, map(assembler.take, messages_of(frame)))
+        layout = BatchLayout(tuple(received.slots), tuple(starts), tuple(counts), self._device.torch_device)
+        positions = self._encoding.at(layout)
         for rotary in range(len(self._loader.spec.rotaries)):
             positions.rotation(rotary)
-        tensor_of(frame, self._device.torch_device)
+        tensor_of(received, self._staging.send(raw_of(received)).taken())
 
     def _embedding_and_head_points(self) -> Iterator[LatencyPoint]:
         spec = self._loader.spec

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self, TypeVar, cast
 
 import structlog
@@ -73,7 +74,7 @@ class Stage:
         self._activity = ""
         self._deployed = AsyncExitStack()
         self._changing = asyncio.Lock()
-        self._executor = ThreadPoolExecutor(1, "compute", initializer=lambda: torch.set_grad_enabled(False))
+        self._executor = ThreadPoolExecutor(1, "compute", initializer=partial(_begin_computing, device.torch_device))
 
     async def __aenter__(self) -> Self:
         """Nothing to prepare."""
@@ -302,3 +303,10 @@ class Stage:
         finally:
             if isinstance(items, Generator):
                 await self._on_thread(items.close)
+
+
+def _begin_computing(device: torch.device) -> None:
+    """Makes a thread ready to compute on a device."""
+    torch.set_grad_enabled(False)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from llmpq.frames import INT8_GROUP_SIZE, DataType, Frame
+from stage_server.staging import to_host
 
 _TORCH_TYPE = {
     DataType.FLOAT32: torch.float32,
@@ -15,21 +16,31 @@ _TORCH_TYPE = {
 _DATA_TYPE = {torch_type: data_type for data_type, torch_type in _TORCH_TYPE.items()}
 
 
-def tensor_of(frame: Frame, device: torch.device) -> torch.Tensor:
-    """The frame's payload as a tensor on `device`; INT8 as float32.
+def raw_of(frame: Frame) -> torch.Tensor:
+    """The frame's payload as (bytes,) uint8 on the host.
 
-    On the CPU a payload that was put together of several messages is not copied; one that is a part of a message is: it
-    is aligned to nothing, and cannot be written to.
+    A payload that was put together of several messages is not copied; one that is a part of a message is: it is aligned
+    to nothing, and cannot be written to.
     """
     payload = memoryview(frame.payload)
-    if payload.readonly:
-        raw = torch.empty(len(payload), dtype=torch.uint8)
-        raw.numpy()[:] = np.frombuffer(payload, dtype=np.uint8)
-    else:
-        raw = torch.frombuffer(payload, dtype=torch.uint8)
+    if not payload.readonly:
+        return torch.frombuffer(payload, dtype=torch.uint8)
+    raw = torch.empty(len(payload), dtype=torch.uint8)
+    raw.numpy()[:] = np.frombuffer(payload, dtype=np.uint8)
+    return raw
+
+
+def tensor_of(frame: Frame, raw: torch.Tensor | None = None) -> torch.Tensor:
+    """The frame's tensor; INT8 as float32.
+
+    Args:
+        frame: The frame.
+        raw: What `raw_of` gave for it, on the device where the tensor is to be.
+    """
+    raw = raw_of(frame) if raw is None else raw
     if frame.data_type is DataType.INT8:
-        return _dequantized(raw.to(device), frame.dimensions)
-    return raw.view(_TORCH_TYPE[frame.data_type]).view(frame.dimensions).to(device)
+        return _dequantized(raw, frame.dimensions)
+    return raw.view(_TORCH_TYPE[frame.data_type]).view(frame.dimensions)
 
 
 def payload_of(tensor: torch.Tensor, *, is_int8: bool = False) -> tuple[DataType, tuple[int, ...], memoryview]:
@@ -41,7 +52,7 @@ def payload_of(tensor: torch.Tensor, *, is_int8: bool = False) -> tuple[DataType
     """
     tensor = tensor.detach()
     data_type = DataType.INT8 if is_int8 else _DATA_TYPE[tensor.dtype]
-    raw = (_quantized(tensor) if is_int8 else tensor).cpu().contiguous()
+    raw = to_host(_quantized(tensor) if is_int8 else tensor).contiguous()
     return data_type, tuple(tensor.shape), raw.view(-1).view(torch.uint8).numpy().data
 
 

@@ -19,10 +19,10 @@ A_WHILE_S = 0.2
 
 
 @asynccontextmanager
-async def working(compute: Callable[[Frame, int], Frame]) -> AsyncIterator[tuple[FrameWorker, ThreadPoolExecutor]]:
+async def working(compute: Callable[[Frame, int, int], Frame]) -> AsyncIterator[tuple[FrameWorker, ThreadPoolExecutor]]:
     """A worker and the thread that it works on."""
     with ThreadPoolExecutor(1) as executor:
-        worker = FrameWorker(executor, compute)
+        worker = FrameWorker(executor, lambda frame: len(frame.payload), compute)
         try:
             yield worker, executor
         finally:
@@ -31,7 +31,7 @@ async def working(compute: Callable[[Frame, int], Frame]) -> AsyncIterator[tuple
 
 async def test_results_come_in_the_order_of_the_frames() -> None:
     """Whatever is put is computed once, in order, and the thread serves others between frames."""
-    async with working(lambda frame, _: frame) as (worker, executor):
+    async with working(lambda frame, *_: frame) as (worker, executor):
         for first in (0, 10):
             for number in range(first, first + 10):
                 worker.put(replace(FRAME, frame_id=number))
@@ -46,7 +46,7 @@ async def test_no_more_is_computed_than_can_be_sent() -> None:
     """While two results wait to be sent, no third one is made; it is once one of them has gone."""
     computed: list[int] = []
 
-    def compute(frame: Frame, _: int) -> Frame:
+    def compute(frame: Frame, *_: int) -> Frame:
         computed.append(frame.frame_id)
         return frame
 
@@ -65,7 +65,7 @@ async def test_there_is_room_for_one_large_frame_beside_the_computed_one() -> No
     """Large frames are taken up one ahead; when computing goes on, there is room again."""
     may_compute = threading.Event()
 
-    def compute(frame: Frame, _: int) -> Frame:
+    def compute(frame: Frame, *_: int) -> Frame:
         may_compute.wait(30)
         return frame
 
@@ -82,7 +82,7 @@ async def test_there_is_room_for_one_large_frame_beside_the_computed_one() -> No
 async def test_what_computing_raises_is_raised_where_results_are_awaited() -> None:
     """A kernel that fails is not lost on its thread."""
 
-    def compute(_frame: Frame, _: int) -> Frame:
+    def compute(_frame: Frame, *_: int) -> Frame:
         raise ZeroDivisionError
 
     async with working(compute) as (worker, _):
@@ -95,7 +95,7 @@ async def test_a_stopped_worker_leaves_its_thread() -> None:
     """After a stop nothing that waits is computed, even if results could not be sent, and the thread is free."""
     computed: list[int] = []
 
-    def compute(frame: Frame, _: int) -> Frame:
+    def compute(frame: Frame, *_: int) -> Frame:
         computed.append(frame.frame_id)
         return frame
 

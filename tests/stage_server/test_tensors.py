@@ -38,7 +38,7 @@ def rounded(tensor: torch.Tensor) -> torch.Tensor:
 def test_hidden_states_arrive_as_they_are(dtype: torch.dtype, num_rows: int) -> None:
     """In one message or in several, a tensor comes out bit by bit, in memory that may be written to."""
     tensor = torch.randn(num_rows, 200, generator=torch.Generator().manual_seed(0)).to(dtype)
-    arrived = tensor_of(sent(tensor)[1], CPU)
+    arrived = tensor_of(sent(tensor)[1])
     assert torch.equal(arrived, tensor)
     arrived += 1
 
@@ -53,7 +53,7 @@ def test_int8_rounds_each_group_to_its_own_scale(dtype: torch.dtype, num_rows: i
     frame, received = sent(tensor, is_int8=True)
     assert received.data_type is DataType.INT8
     assert len(received.payload) == num_rows * (width + 4 * -(-width // 64))
-    torch.testing.assert_close(tensor_of(received, CPU), rounded(tensor), rtol=1e-6, atol=0)
+    torch.testing.assert_close(tensor_of(received), rounded(tensor), rtol=1e-6, atol=0)
     assert replace(received, payload=b"") == replace(frame, payload=b"")
 
 

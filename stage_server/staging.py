@@ -1,0 +1,56 @@
+"""Tensors between host and device, over page-locked memory: so a copy to a GPU goes on beside what it computes."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Arriving:
+    """A tensor on its way to a device.
+
+    Args:
+        tensor: There.
+        arrival: Of all its bytes; None if they are there.
+    """
+
+    tensor: torch.Tensor
+    arrival: torch.cuda.Event | None = None
+
+    def taken(self) -> torch.Tensor:
+        """The tensor, for what is computed from now on."""
+        if self.arrival is not None:
+            stream = torch.cuda.current_stream(self.tensor.device)
+            stream.wait_event(self.arrival)
+            self.tensor.record_stream(stream)
+        return self.tensor
+
+
+class Staging:
+    """The way to one device.
+
+    Args:
+        device: The device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def send(self, tensor: torch.Tensor) -> Arriving:
+        """Begins to copy a tensor of the host; whoever computes on the device meanwhile goes on."""
+        if self._stream is None:
+            return Arriving(tensor)
+        with torch.cuda.stream(self._stream):
+            there = tensor.pin_memory().to(self._device, non_blocking=True)
+            return Arriving(there, self._stream.record_event())
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of any device on the host, once it is computed."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return host
