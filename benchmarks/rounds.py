@@ -97,13 +97,19 @@ async def show(settings: argparse.Namespace) -> None:
 
 async def run(client: Client, model: str, workload: Workload, lanes: int) -> Rounds:
     """Runs a batch and looks at its frames."""
+    num_requests = len(workload.prompts)
     options = PlanOptions(
         allowed_schemes=("w8a8",),
         use_all_devices=True,
         has_int8_kv_cache=True,
         num_lanes=lanes,
-        decode_micro_batch=len(workload.prompts) // lanes,
+        decode_micro_batch=num_requests // lanes,
     )
+    return Rounds.of(await frames_of(client, model, workload, options), lanes, num_requests)
+
+
+async def frames_of(client: Client, model: str, workload: Workload, options: PlanOptions) -> Sequence[FrameTrace]:
+    """The frames of a batch."""
     body = {"max_tokens": NEW_TOKENS, "temperature": 0}
     lines = [
         {"custom_id": str(row), "method": "POST", "url": "/v1/completions", "body": {"prompt": prompt} | body}
@@ -111,7 +117,7 @@ async def run(client: Client, model: str, workload: Workload, lanes: int) -> Rou
     ]
     batch_id = (await client.submit(lines, model=model, plan_options=options, ignore_stop=True)).batch_id
     [*_] = [batch async for batch in client.watch(batch_id)]
-    return Rounds.of(await client.trace(batch_id), lanes, len(workload.prompts))
+    return await client.trace(batch_id)
 
 
 if __name__ == "__main__":
