@@ -10,6 +10,7 @@ bits in the same call. `--shape tiny --device cpu` goes the same way without a G
 
 import argparse
 import asyncio
+import gc
 import json
 import random
 import time
@@ -184,8 +185,9 @@ async def mesh_rates(  # noqa: PLR0917 each is another choice
     roofline: Roofline,
 ) -> list[Decoding]:
     """Our own, by the rounds in which all lanes are full."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 8 * 2**30
+    gc.collect()  # what transformers left
     torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 8 * 2**30
     budget = int(free * MEMORY_SHARE / num_stages)
     stages = tuple(
         StageSpec(f"stage-{number}", str(device), memory_budget_bytes=budget) for number in range(num_stages)

@@ -93,7 +93,6 @@ class Deployment:
         try:
             yield
         finally:
-            self._worker.stop()
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             self._fail(UnavailableError("The stage's deployment has ended.", subject=self.load.deployment_id))
@@ -115,9 +114,13 @@ class Deployment:
                 subject=frame.deployment_id,
             )
         self._check(frame)
+        try:
+            self._worker.put(frame)
+        except Exception as error:  # as when there is no memory for what it brings
+            self._fail(InternalError(f"Stage {self.load.stage} cannot take up frames: {type(error).__name__}."))
+            raise
         for slot, start, count in zip(frame.slots, frame.starts, frame.counts, strict=True):
             self._cached_tokens[slot] = start + count
-        self._worker.put(frame)
 
     async def _run(self) -> None:
         try:
@@ -156,7 +159,7 @@ class Deployment:
         is_int8 = self.load.has_int8_activations and not self.load.is_last
         data_type, dimensions, payload = payload_of(output, is_int8=is_int8)
         compute_ns = time.perf_counter_ns() - started_ns
-        self._count(frame.phase, started_ns, compute_ns)
+        self._count(frame.phase, arrived_ns, started_ns, compute_ns)
         timing = StageTiming(self.load.stage, started_ns - arrived_ns, compute_ns, start_unix_ns)
         return replace(
             frame,
@@ -166,9 +169,9 @@ class Deployment:
             timings=[*frame.timings, timing],
         )
 
-    def _count(self, phase: Phase, started_ns: int, compute_ns: int) -> None:
+    def _count(self, phase: Phase, arrived_ns: int, started_ns: int, compute_ns: int) -> None:
         self.counters.frames += 1
-        self.counters.idle_ns += started_ns - self._computed_until_ns
+        self.counters.idle_ns += max(arrived_ns - self._computed_until_ns, 0)
         self._computed_until_ns = started_ns + compute_ns
         if phase is Phase.PREFILL:
             self.counters.prefill_ns += compute_ns
@@ -200,6 +203,7 @@ class Deployment:
                 raise refuse(f"token ids must be at least 0 and below {self._decoder.vocab_size}")
 
     def _fail(self, error: MeshError) -> None:
+        self._worker.stop()
         if not self.failure.done():
             self.failure.set_result(error)
 

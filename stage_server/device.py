@@ -68,6 +68,7 @@ def _open_cuda(config: StageConfig) -> ComputeDevice:
             f"Device {config.device} is not there: torch sees {torch.cuda.device_count()} CUDA devices.",
             subject="device",
         )
+    torch.cuda.set_device(device)  # for this thread, which else would open another device beside it
     properties = torch.cuda.get_device_properties(device)
     free, total = torch.cuda.mem_get_info(device)
     has_bfloat16 = properties.major >= 8  # noqa: PLR2004 Ampere

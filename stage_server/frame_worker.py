@@ -90,12 +90,13 @@ class FrameWorker(Generic[T]):
                 result: Frame | Exception = self._compute(*arrived)
             except Exception as error:  # noqa: BLE001 raised again where results are awaited
                 result = error
+                self.stop()  # the frames behind it would meet a cache without its tokens
             self._loop.call_soon_threadsafe(self._results.put_nowait, result)
 
     def _next(self) -> tuple[Frame, T, int] | None:
         """The next frame once its result may be made; None if there is none."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_stopped or self._num_unsent < _MAX_UNSENT)
+            self._changed.wait_for(lambda: self._is_stopped or not self._arrived or self._num_unsent < _MAX_UNSENT)
             if self._is_stopped or not self._arrived:
                 self._is_at_work = False
                 return None

@@ -7,6 +7,7 @@ mask hides the rest.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 import torch
@@ -17,7 +18,7 @@ from stage_server.layout import BatchLayout
 from stage_server.positions import Positions
 
 #: Keys are rounded up to a multiple of this: a graph serves as many steps before the next one is recorded.
-_KEYS = 256
+KEYS = 256
 
 #: Runs a function once or more, and returns what it gave and what makes it run again in the same memory.
 Record = Callable[[Callable[[], torch.Tensor]], tuple[torch.Tensor, Callable[[], None]]]
@@ -40,7 +41,7 @@ class StepShape:
     @classmethod
     def of(cls, layout: BatchLayout, max_tokens: int) -> Self:
         """The shape of a step in caches of so many tokens a slot."""
-        num_keys = min(-(-max(layout.ends) // _KEYS) * _KEYS, max_tokens)
+        num_keys = min(-(-max(layout.ends) // KEYS) * KEYS, max_tokens)
         slots = layout.contiguous_slots
         return cls(layout.num_sequences, num_keys, None if slots is None else slots.start)
 
@@ -97,8 +98,8 @@ class GraphStep:
 
         def run_layers() -> torch.Tensor:
             states, repeated = self._hidden, positions.of(self._layout)
-            for layer, cache in layers:
-                states = layer.forward(states, repeated, cache)
+            for layer, layer_cache in layers:
+                states = layer.forward(states, repeated, layer_cache)
             return states
 
         self._result, self._replay = record(run_layers)
@@ -120,16 +121,22 @@ class CudaGraphs:
     def record(self, function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
         """Records a function on the thread's current device; see `Record`.
 
-        It runs once before, on a stream of its own: kernels are compiled and libraries set up when they first run.
+        It runs once before, outside of the graph: kernels are compiled and libraries set up when they first run.
         """
-        warming_up = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # as torch declares it
-        warming_up.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(warming_up):
+        stream = _recording_stream(torch.cuda.current_device())
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             function()
-        torch.cuda.current_stream().wait_stream(warming_up)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # The event loop may begin a copy meanwhile: only what this thread does is part of the graph.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             result = function()
         self._pool = graph.pool()
         return result, graph.replay
+
+
+@cache
+def _recording_stream(device: int) -> torch.cuda.Stream:
+    """One for all recordings on a device: libraries keep memory for every stream that they have seen."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # as torch declares it

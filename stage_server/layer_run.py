@@ -59,11 +59,11 @@ class LayerRun:
         )
 
     def _kept(self, shape: object, make: Callable[[], DecodeStep | GraphStep | None]) -> DecodeStep | GraphStep | None:
-        if shape not in self._steps:
-            if len(self._steps) == _MAX_STEPS:
-                del self._steps[next(iter(self._steps))]
-            self._steps[shape] = make()
-        return self._steps[shape]
+        step = self._steps.pop(shape) if shape in self._steps else make()
+        if len(self._steps) == _MAX_STEPS:
+            del self._steps[next(iter(self._steps))]  # the one that was used longest ago
+        self._steps[shape] = step
+        return step
 
     def _graph_step(self, shape: StepShape, hidden: torch.Tensor, positions: Positions) -> GraphStep:
         layers = tuple(zip(self._layers, self._caches, strict=True))

@@ -6,6 +6,7 @@ from itertools import cycle
 from stage_server.decoder_layer import DecoderLayer
 from stage_server.device import ComputeDevice
 from stage_server.families import DecoderSpec
+from stage_server.graph_step import KEYS
 from stage_server.kv_cache import KvCache
 from stage_server.layer_run import LayerRun
 from stage_server.layout import BatchLayout
@@ -35,6 +36,8 @@ class LayerStack:
     def caches(self, num_sequences: int, num_tokens: int, *, is_int8: bool) -> KvCache:
         """Caches for so many sequences of so many tokens: one a layer, or as many as take `STACK_BYTES`."""
         spec = self._spec
+        if self._device.torch_device.type == "cuda":  # as many keys as a graph of a stage would read
+            num_tokens = -(-num_tokens // KEYS) * KEYS
         cache_bytes = num_sequences * num_tokens * 2 * spec.num_kv_heads * spec.head_dim
         cache_bytes *= self._device.compute_dtype.itemsize
         return KvCache(

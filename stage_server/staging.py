@@ -35,7 +35,9 @@ class Staging:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        # Of a priority of its own, so that it is none of the streams that graphs are recorded on.
+        stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._stream = stream
 
     def send(self, tensor: torch.Tensor) -> Arriving:
         """Begins to copy a tensor of the host; whoever computes on the device meanwhile goes on."""

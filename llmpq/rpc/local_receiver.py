@@ -67,6 +67,7 @@ class _Incoming(asyncio.Protocol):
 
     def close(self) -> None:
         """Ends the connection."""
+        self._has_ended = True
         self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -98,18 +99,23 @@ class _Incoming(asyncio.Protocol):
                 if has_room is not None and not has_room.is_set():
                     self._waiting = asyncio.ensure_future(self._go_on(has_room))
                     return
-                record = self._reader.next()
+                record = self._next_record()
                 if record is None:
                     return
                 self._take(*record)
-        except ValueError:  # nobody of this mesh
-            self.close()
         except MeshError as error:
             log.info("link.refused", reason=error.reason, subject=error.subject)
             self._end_with(error)
         except Exception as error:  # the outermost layer of a link
             log.exception("link.failed")
             self._end_with(InternalError(f"The receiver of frames failed: {type(error).__name__}; see its log."))
+
+    def _next_record(self) -> tuple[Record, bytes] | None:
+        try:
+            return self._reader.next()
+        except ValueError:  # nobody of this mesh
+            self.close()
+            return None
 
     def _take(self, kind: Record, content: bytes) -> None:
         frame = self._assembler.take(content)
@@ -124,8 +130,9 @@ class _Incoming(asyncio.Protocol):
         self._transport.pause_reading()
         await has_room.wait()
         self._waiting = None
-        self._transport.resume_reading()
-        self._take_records()
+        if not self._has_ended:
+            self._transport.resume_reading()
+            self._take_records()
 
     def _watch(self, failure: "asyncio.Future[MeshError] | None") -> None:
         """Ends the stream when that has a result, and for no other any more."""

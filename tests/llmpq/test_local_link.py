@@ -45,6 +45,7 @@ async def test_frames_arrive_in_order_and_are_acknowledged(*, by_grpc: bool) -> 
         (InvalidInputError("No such slot.", subject="slots"), InvalidInputError),
         (PreconditionError("Load it again.", reason="WRONG_DEPLOYMENT", subject="d"), PreconditionError),
         (ZeroDivisionError("a secret"), InternalError),
+        (ValueError("a secret"), InternalError),
     ],
 )
 async def test_errors_end_the_stream(*, by_grpc: bool, raised: Exception, expected: type[MeshError]) -> None:

@@ -61,6 +61,15 @@ async def test_no_more_is_computed_than_can_be_sent() -> None:
         assert computed == [0, 1, 2]
 
 
+async def test_unsent_results_do_not_hold_the_thread() -> None:
+    """With no frame to compute the thread serves others, even if results wait to be sent."""
+    async with working(lambda frame, *_: frame) as (worker, executor):
+        for number in range(2):
+            worker.put(replace(FRAME, frame_id=number))
+        await asyncio.to_thread(executor.submit(lambda: None).result, 5)
+        assert not worker.is_busy
+
+
 async def test_there_is_room_for_one_large_frame_beside_the_computed_one() -> None:
     """Large frames are taken up one ahead; when computing goes on, there is room again."""
     may_compute = threading.Event()
@@ -85,10 +94,12 @@ async def test_what_computing_raises_is_raised_where_results_are_awaited() -> No
     def compute(_frame: Frame, *_: int) -> Frame:
         raise ZeroDivisionError
 
-    async with working(compute) as (worker, _):
+    async with working(compute) as (worker, executor):
+        worker.put(FRAME)
         worker.put(FRAME)
         with pytest.raises(ZeroDivisionError):
             await worker.result()
+        await asyncio.to_thread(executor.submit(lambda: None).result, 5)
 
 
 async def test_a_stopped_worker_leaves_its_thread() -> None:
