@@ -72,7 +72,7 @@ class Deployment:
         self._device = device
         self._cached_tokens = [0] * cache.num_slots
         self._staging = Staging(device.torch_device)
-        self._worker = FrameWorker(executor, lambda frame: self._staging.send(raw_of(frame)), self._compute)
+        self._worker = FrameWorker(executor, self._prepare, self._compute)
         self._computed_until_ns = time.perf_counter_ns()
         self.failure: asyncio.Future[MeshError] = asyncio.get_running_loop().create_future()
 
@@ -141,8 +141,12 @@ class Deployment:
             await next_stage.send(await self._worker.result())
             self._worker.sent()
 
-    def _compute(self, frame: Frame, arriving: Arriving, arrived_ns: int) -> Frame:
-        """On the compute thread: this stage's part of a frame whose payload arrives on the device."""
+    def _prepare(self, frame: Frame) -> Arriving | None:
+        """Sends the payload on its way to a GPU; on a CPU it is there."""
+        return self._staging.send(raw_of(frame)) if self._device.torch_device.type == "cuda" else None
+
+    def _compute(self, frame: Frame, arriving: Arriving | None, arrived_ns: int) -> Frame:
+        """On the compute thread: this stage's part of a frame."""
         started_ns, start_unix_ns = time.perf_counter_ns(), time.time_ns()
         layout = BatchLayout(
             tuple(frame.slots),
@@ -150,7 +154,7 @@ class Deployment:
             tuple(frame.counts),
             self._device.torch_device,
         )
-        inputs = tensor_of(frame, arriving.taken())
+        inputs = tensor_of(frame, arriving.taken() if arriving else None)
         if not self.load.is_first:  # the stage before may compute in another type
             inputs = inputs.to(self._device.compute_dtype)
         output = self._weights.hidden_states(inputs, layout, self._run_of_layers)
