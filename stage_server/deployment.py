@@ -71,7 +71,7 @@ class Deployment:
         self._run_of_layers = LayerRun(weights.layers, cache.layers)
         self._device = device
         self._cached_tokens = [0] * cache.num_slots
-        self._staging = Staging(device.torch_device)
+        self._staging = Staging.to(device.torch_device)
         self._worker = FrameWorker(executor, self._prepare, self._compute)
         self._computed_until_ns = time.perf_counter_ns()
         self.failure: asyncio.Future[MeshError] = asyncio.get_running_loop().create_future()
@@ -143,7 +143,7 @@ class Deployment:
 
     def _prepare(self, frame: Frame) -> Arriving | None:
         """Sends the payload on its way to a GPU; on a CPU it is there."""
-        return self._staging.send(raw_of(frame)) if self._device.torch_device.type == "cuda" else None
+        return self._staging.send(raw_of(frame)) if self._staging else None
 
     def _compute(self, frame: Frame, arriving: Arriving | None, arrived_ns: int) -> Frame:
         """On the compute thread: this stage's part of a frame."""

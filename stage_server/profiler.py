@@ -52,7 +52,7 @@ class LayerProfiler:
         self._clock = time.thread_time_ns if has_one_thread else time.perf_counter_ns
         self._num_passes = 1 if has_one_thread else _NUM_WALL_PASSES
         self._summary: Callable[[list[int]], float] = median if has_one_thread else min
-        self._staging = Staging(device.torch_device)
+        self._staging = Staging.to(device.torch_device)
         spec = loader.spec
         self._encoding = PositionEncoding(spec, device.torch_device, device.compute_dtype)
         bytes_per_token = 2 * spec.num_kv_heads * spec.head_dim * device.compute_dtype.itemsize
@@ -119,7 +119,7 @@ class LayerProfiler:
         positions = self._encoding.at(layout)
         for rotary in range(len(self._loader.spec.rotaries)):
             positions.rotation(rotary)
-        tensor_of(received, self._staging.send(raw_of(received)).taken())
+        tensor_of(received, self._staging.send(raw_of(received)).taken() if self._staging else None)
 
     def _embedding_and_head_points(self) -> Iterator[LatencyPoint]:
         spec = self._loader.spec

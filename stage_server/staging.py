@@ -1,48 +1,50 @@
 """Tensors between host and device, over page-locked memory: so a copy to a GPU goes on beside what it computes."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 
 
 @dataclass(frozen=True)
 class Arriving:
-    """A tensor on its way to a device.
+    """A tensor on its way to a GPU.
 
     Args:
         tensor: There.
-        arrival: Of all its bytes; None if they are there.
+        arrival: Of all its bytes.
     """
 
     tensor: torch.Tensor
-    arrival: torch.cuda.Event | None = None
+    arrival: torch.cuda.Event
 
     def taken(self) -> torch.Tensor:
         """The tensor, for what is computed from now on."""
-        if self.arrival is not None:
-            stream = torch.cuda.current_stream(self.tensor.device)
-            stream.wait_event(self.arrival)
-            self.tensor.record_stream(stream)
+        stream = torch.cuda.current_stream(self.tensor.device)
+        stream.wait_event(self.arrival)
+        self.tensor.record_stream(stream)
         return self.tensor
 
 
 class Staging:
-    """The way to one device.
+    """The way to one GPU.
 
     Args:
-        device: The device.
+        device: The GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         # Of a priority of its own, so that it is none of the streams that graphs are recorded on.
-        stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._stream = stream
+        self._stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]  # as torch declares it
+
+    @classmethod
+    def to(cls, device: torch.device) -> Self | None:
+        """The way to a device; none to that of the host, where everything is."""
+        return cls(device) if device.type == "cuda" else None
 
     def send(self, tensor: torch.Tensor) -> Arriving:
         """Begins to copy a tensor of the host; whoever computes on the device meanwhile goes on."""
-        if self._stream is None:
-            return Arriving(tensor)
         with torch.cuda.stream(self._stream):
             there = tensor.pin_memory().to(self._device, non_blocking=True)
             return Arriving(there, self._stream.record_event())

@@ -18,6 +18,18 @@ FRAME = Frame("d", 0, Phase.DECODE, [0], [0], [1], DataType.INT32, (1,), bytes(4
 A_WHILE_S = 0.2
 
 
+class Computing:
+    """Gives frames back, and remembers which it was given."""
+
+    def __init__(self) -> None:
+        self.frame_ids: list[int] = []
+
+    def __call__(self, frame: Frame, *_: int) -> Frame:
+        """Computes nothing."""
+        self.frame_ids.append(frame.frame_id)
+        return frame
+
+
 @asynccontextmanager
 async def working(compute: Callable[[Frame, int, int], Frame]) -> AsyncIterator[tuple[FrameWorker, ThreadPoolExecutor]]:
     """A worker and the thread that it works on."""
@@ -44,21 +56,16 @@ async def test_results_come_in_the_order_of_the_frames() -> None:
 
 async def test_no_more_is_computed_than_can_be_sent() -> None:
     """While two results wait to be sent, no third one is made; it is once one of them has gone."""
-    computed: list[int] = []
-
-    def compute(frame: Frame, *_: int) -> Frame:
-        computed.append(frame.frame_id)
-        return frame
-
+    compute = Computing()
     async with working(compute) as (worker, _):
         for number in range(4):
             worker.put(replace(FRAME, frame_id=number))
         await asyncio.sleep(A_WHILE_S)
-        assert computed == [0, 1]
+        assert compute.frame_ids == [0, 1]
         await worker.result()
         worker.sent()
         await asyncio.sleep(A_WHILE_S)
-        assert computed == [0, 1, 2]
+        assert compute.frame_ids == [0, 1, 2]
 
 
 async def test_unsent_results_do_not_hold_the_thread() -> None:
@@ -104,16 +111,11 @@ async def test_what_computing_raises_is_raised_where_results_are_awaited() -> No
 
 async def test_a_stopped_worker_leaves_its_thread() -> None:
     """After a stop nothing that waits is computed, even if results could not be sent, and the thread is free."""
-    computed: list[int] = []
-
-    def compute(frame: Frame, *_: int) -> Frame:
-        computed.append(frame.frame_id)
-        return frame
-
+    compute = Computing()
     async with working(compute) as (worker, executor):
         for number in range(4):
             worker.put(replace(FRAME, frame_id=number))
         await asyncio.sleep(A_WHILE_S)
         worker.stop()
         await asyncio.to_thread(executor.submit(lambda: None).result, 5)
-    assert computed == [0, 1]
+    assert compute.frame_ids == [0, 1]
