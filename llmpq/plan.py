@@ -48,6 +48,7 @@ class Rounding:
 
     method: str = ""
     is_symmetric: bool = False
+    is_unrotated: bool = False
 
     @property
     def effective_method(self) -> str:

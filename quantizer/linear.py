@@ -3,6 +3,8 @@
 `quantizer.methods.round_weight` makes the rounded weight; checkpoints and caches hold it too.
 """
 
+from dataclasses import replace
+
 import torch
 
 from llmpq.errors import InvalidInputError
@@ -10,9 +12,10 @@ from llmpq.schemes import GROUP_SIZES, SCHEMES
 from quantizer.cuda.build import triton_linear
 from quantizer.dynamic_int8 import DynamicInt8Linear, SimulatedInt8Linear
 from quantizer.multi_path import MultiPathLinear
-from quantizer.native.library import kernels
+from quantizer.native.library import Kernels, kernels
 from quantizer.native_linear import NativeLinear
 from quantizer.quantized_linear import QuantizedLinear
+from quantizer.rotated_linear import RotatedLinear
 from quantizer.rounded import GroupRounded, RoundedWeight, RowRounded, SixteenBits
 from quantizer.weight_only import Int8Linear, PackedLinear, SixteenBitLinear
 
@@ -49,6 +52,9 @@ def build_linear(
     """
     device = _device_of(weight)
     supported_schemes(device)
+    if isinstance(weight, RowRounded) and weight.is_rotated and _native_kernels(device) is None:
+        plain = replace(weight, is_rotated=False)
+        return RotatedLinear(build_linear(plain, bias, scheme, compute_dtype=compute_dtype))
     bias = bias.detach().to(device, compute_dtype) if bias is not None else None
     by_triton = triton_linear(weight, bias, scheme, compute_dtype) if device.type == "cuda" else None
     layer = by_triton or _layer_of(weight, bias, scheme, compute_dtype)
@@ -67,12 +73,16 @@ def _layer_of(
         return SixteenBitLinear(weight.weight.to(compute_dtype) if is_narrow else weight.weight, bias)
     if isinstance(weight, RowRounded) and not SCHEMES[scheme].has_int8_activations:
         return Int8Linear(weight, bias)
-    native = kernels() if device.type == "cpu" else None
+    native = _native_kernels(device)
     if native is not None and (isinstance(weight, RowRounded) or weight.group_size in GROUP_SIZES):
         return NativeLinear(weight, bias, native)
     if isinstance(weight, GroupRounded):
         return PackedLinear(weight, bias)
     return (DynamicInt8Linear if device.type == "cpu" else SimulatedInt8Linear)(weight, bias)
+
+
+def _native_kernels(device: torch.device) -> Kernels | None:
+    return kernels() if device.type == "cpu" else None
 
 
 def _device_of(weight: RoundedWeight) -> torch.device:

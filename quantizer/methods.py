@@ -1,6 +1,7 @@
 """From a float weight to a rounded one, by any method."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -12,6 +13,7 @@ from quantizer.calibrated import round_calibrated
 from quantizer.finite import is_all_finite
 from quantizer.hqq import fit_half_quadratic
 from quantizer.input_statistics import InputStatistics
+from quantizer.rotation import can_rotate, rotate
 from quantizer.rounded import RoundedWeight, SixteenBits, stack
 from quantizer.rounding import round_groups, round_rows, search_clipping
 
@@ -50,8 +52,17 @@ def round_weight(
     return _round_uncalibrated(weight, precision, rounding)
 
 
+def _is_rotated(weight: torch.Tensor, precision: LayerPrecision, rounding: Rounding) -> bool:
+    """Whether a weight is rounded with its inputs rotated: it pays where these are rounded too."""
+    has_int8_activations = SCHEMES[precision.scheme].has_int8_activations
+    return has_int8_activations and not rounding.is_unrotated and can_rotate(weight.shape[1])
+
+
 def _round_uncalibrated(weight: torch.Tensor, precision: LayerPrecision, rounding: Rounding) -> RoundedWeight:
     scheme = SCHEMES[precision.scheme]
+    if _is_rotated(weight, precision, rounding):
+        rows = stack([round_rows(rotate(block)) for block in blocks_of_rows(weight)])
+        return replace(rows, is_rotated=True)
     if not scheme.is_grouped:
         return stack([round_rows(block) for block in blocks_of_rows(weight)])
     fit = fit_half_quadratic if rounding.effective_method == "hqq" else search_clipping
@@ -77,13 +88,17 @@ def _round_calibrated(
             subject="inputs",
         )
     bits, group_size = SCHEMES[precision.scheme].weight_bits, precision.group_size
+    is_rotated = _is_rotated(weight, precision, rounding)
+    if is_rotated:
+        weight, moments = rotate(weight), torch.stack([rotate(rotate(part).T) for part in moments])
     parts = zip(weight.split_with_sizes(sizes), moments, strict=True)
-    return stack(
+    rounded = stack(
         [
             round_calibrated(part, hessian, bits, group_size, is_symmetric=rounding.is_symmetric)
             for part, hessian in parts
         ]
     )
+    return replace(rounded, is_rotated=True) if is_rotated else rounded
 
 
 def to_sixteen_bits(weight: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from quantizer.rotation import rotate
+
 T = TypeVar("T")
 
 
@@ -40,10 +42,12 @@ class RowRounded:
     Attributes:
         codes: int8 (rows, columns), from -127 to 127; -128 only in weights of a checkpoint that others rounded.
         scales: float32 (rows,).
+        is_rotated: Whether that is the matrix with its columns rotated (quantizer/rotation.py), as its inputs must be.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
+    is_rotated: bool = False
 
     @property
     def shape(self) -> torch.Size:
@@ -52,7 +56,8 @@ class RowRounded:
 
     def dequantized(self) -> torch.Tensor:
         """The matrix that is stood for, float32 (rows, columns)."""
-        return self.codes.float().mul_(self.scales[:, None])
+        matrix = self.codes.float().mul_(self.scales[:, None])
+        return rotate(matrix) if self.is_rotated else matrix
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,10 @@ def stack(weights: Sequence[RoundedWeight]) -> RoundedWeight:
         return SixteenBits(torch.cat([_of(SixteenBits, weight).weight for weight in weights]))
     if isinstance(first, RowRounded):
         rows = [_of(RowRounded, weight) for weight in weights]
-        return RowRounded(torch.cat([weight.codes for weight in rows]), torch.cat([weight.scales for weight in rows]))
+        if len({weight.is_rotated for weight in rows}) > 1:
+            raise TypeError("Weights of which only some are rotated cannot be stacked.")
+        codes, scales = (torch.cat(parts) for parts in zip(*((row.codes, row.scales) for row in rows), strict=True))
+        return replace(first, codes=codes, scales=scales)
     groups = [_of(GroupRounded, weight) for weight in weights]
     if len({(weight.bits, weight.group_size) for weight in groups}) > 1:
         raise TypeError("Weights of several group sizes or numbers of bits cannot be stacked.")
@@ -122,7 +130,7 @@ def select_rows(weight: RoundedWeight, rows: torch.Tensor | slice) -> RoundedWei
     if isinstance(weight, SixteenBits):
         return SixteenBits(weight.weight[rows])
     if isinstance(weight, RowRounded):
-        return RowRounded(weight.codes[rows], weight.scales[rows])
+        return replace(weight, codes=weight.codes[rows], scales=weight.scales[rows])
     return replace(weight, codes=weight.codes[rows], scales=weight.scales[rows], zeros=weight.zeros[rows])
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from quantizer.rotation import ROTATED_INPUTS, rotate
 from quantizer.rounded import GroupRounded, RowRounded, dequantize_groups_
 
 #: Neighbouring activations that are rounded together where the weights do not say: those of one scale per output.
-ACTIVATION_GROUP_SIZE = 64
+ACTIVATION_GROUP_SIZE = ROTATED_INPUTS
 
 #: Outputs of a tile.
 TILE_OUTPUTS = 16
@@ -30,6 +31,7 @@ class TiledWeight:
         scales: (tiles, groups, 16), float32 if 8 bits, else float16.
         zeros: uint8 (tiles, groups, 16), or None if 8 bits.
         group_size: Inputs of a group of weights; 0 is all.
+        is_rotated: As in RowRounded.
     """
 
     shape: torch.Size
@@ -38,13 +40,14 @@ class TiledWeight:
     scales: torch.Tensor
     zeros: torch.Tensor | None
     group_size: int
+    is_rotated: bool = False
 
     @classmethod
     def of(cls, rounded: RowRounded | GroupRounded) -> "TiledWeight":
         """Packs a rounded weight."""
         if isinstance(rounded, RowRounded):
             codes = pack_tiles(rounded.codes.view(torch.uint8) ^ 128, 8)
-            return cls(rounded.shape, 8, codes, tile_groups(rounded.scales[:, None]), None, 0)
+            return cls(rounded.shape, 8, codes, tile_groups(rounded.scales[:, None]), None, 0, rounded.is_rotated)
         codes, scales, zeros = (
             pack_tiles(rounded.codes, rounded.bits),
             tile_groups(rounded.scales),
@@ -79,7 +82,7 @@ class TiledWeight:
         scales = untile_groups(self.scales, self.shape[0])
         if self.zeros is None:
             weight: torch.Tensor = codes.sub_(128).mul_(scales)
-            return weight
+            return rotate(weight) if self.is_rotated else weight
         return dequantize_groups_(codes, scales, untile_groups(self.zeros, self.shape[0]), self.group_size)
 
 

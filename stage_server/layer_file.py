@@ -41,6 +41,7 @@ def write_layer(layer: SourceLayer, path: Path) -> None:
         "precision": asdict(layer.stored_at) if layer.stored_at else None,
         "norms": list(layer.norms),
         "columns": {role: linear.stored.shape[1] for role, linear in layer.linears.items()},
+        "rotated": [role for role, linear in layer.linears.items() if _is_rotated(linear)],
         "crc32": _checksum(present),
     }
     write_safetensors(present, path, {_DESCRIPTION: json.dumps(description)})
@@ -67,7 +68,7 @@ def read_layer(path: Path) -> SourceLayer:
                 for role in fields["norms"]
             },
             linears={
-                role: _linear(_of_role(tensors, role), precision, columns)
+                role: _linear(_of_role(tensors, role), precision, columns, is_rotated=role in fields["rotated"])
                 for role, columns in fields["columns"].items()
             },
             stored_at=precision,
@@ -86,7 +87,13 @@ def _stored(linear: SourceLinear) -> dict[str, torch.Tensor | None]:
     return parts | {"codes": pack(weight.codes, weight.bits), "scales": weight.scales, "zeros": weight.zeros}
 
 
-def _linear(tensors: Mapping[str, torch.Tensor], precision: LayerPrecision, num_columns: int) -> SourceLinear:
+def _is_rotated(linear: SourceLinear) -> bool:
+    return isinstance(linear.stored, RowRounded) and linear.stored.is_rotated
+
+
+def _linear(
+    tensors: Mapping[str, torch.Tensor], precision: LayerPrecision, num_columns: int, *, is_rotated: bool
+) -> SourceLinear:
     """Undoes `_stored`."""
     scheme = SCHEMES[precision.scheme]
     weight: RoundedWeight
@@ -94,7 +101,7 @@ def _linear(tensors: Mapping[str, torch.Tensor], precision: LayerPrecision, num_
         codes = unpack(tensors["codes"], scheme.weight_bits, num_columns)
         weight = GroupRounded(codes, tensors["scales"], tensors["zeros"], scheme.weight_bits, precision.group_size)
     else:
-        weight = RowRounded(tensors["codes"], tensors["scales"])
+        weight = RowRounded(tensors["codes"], tensors["scales"], is_rotated)
     return SourceLinear(weight, tensors.get("bias"), tensors.get("input_order"))
 
 

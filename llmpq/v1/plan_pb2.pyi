@@ -439,6 +439,7 @@ class Rounding(_message.Message):
 
     METHOD_FIELD_NUMBER: _builtins.int
     IS_SYMMETRIC_FIELD_NUMBER: _builtins.int
+    IS_UNROTATED_FIELD_NUMBER: _builtins.int
     method: _builtins.str
     """"nearest" (with a search for each group's clipping range), "hqq" (half-quadratic: needs no data, minds outliers), or
     "gptq" (calibrated: each column's error is made up for in the next ones; minutes per billion parameters). Unset means
@@ -446,15 +447,20 @@ class Rounding(_message.Message):
     """
     is_symmetric: _builtins.bool
     """Zero points of w4 and w3 are the middle code, as some kernels and formats want. w8 always is symmetric."""
+    is_unrotated: _builtins.bool
+    """Weights of w8a8 are rounded as they are, for software that multiplies them with inputs as they are. Otherwise both are
+    rotated in groups of 64 inputs, which loses less.
+    """
     def __init__(
         self,
         *,
         method: _builtins.str = ...,
         is_symmetric: _builtins.bool = ...,
+        is_unrotated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_symmetric", b"is_symmetric", "method", b"method"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_symmetric", b"is_symmetric", "is_unrotated", b"is_unrotated", "method", b"method"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,7 +61,7 @@ def to_tensors(weight: RoundedWeight, stored: StoredLinear | None) -> dict[str, 
     """The tensors that stand for a weight: its codes, zero points and scales as they are.
 
     Args:
-        weight: (out, in), on any device.
+        weight: (out, in), on any device, not rotated.
         stored: How to store it; symmetric only if all its zero points are the middle code. None for 16 bits.
 
     Returns:

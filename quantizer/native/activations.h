@@ -1,7 +1,7 @@
 // Activations, rounded to int8 per row and group of neighbouring inputs, in the order in which the kernels read them.
 #pragma once
 
-#include "vectors.h"
+#include "rotation.h"
 
 constexpr long kMaxGroup = 128;
 
@@ -51,8 +51,8 @@ static void round_group(const float *x, long size, int32_t *codes, long stride, 
   *negative_sum = -sum(sums);
 }
 
-// Rounds the run of num_rows rows of x (rows, num_inputs) that begins at row `first`.
-static void round_run(const Activations &activations, const float *x, long first, int num_rows) {
+// Rounds the run of num_rows rows of x (rows, num_inputs) that begins at row `first`; rotated groups are whole.
+static void round_run(const Activations &activations, const float *x, long first, int num_rows, bool rotates) {
   const long group_size = activations.group_size, num_groups = activations.num_groups;
   int32_t *codes = (int32_t *)(activations.codes + first * activations.padded_inputs);
   for (int row = 0; row < num_rows; row++) {
@@ -60,9 +60,12 @@ static void round_run(const Activations &activations, const float *x, long first
     for (long group = 0; group < num_groups; group++) {
       const long begin = group * group_size, left = activations.padded_inputs - begin;
       const long size = group_size < left ? group_size : left, present = activations.num_inputs - begin;
-      float filled_up[kMaxGroup];
+      float filled_up[kMaxGroup], rotated_inputs[kRotatedInputs];
       const float *from = inputs + begin;
-      if (present < size) {
+      if (rotates) {
+        rotate(from, rotated_inputs);
+        from = rotated_inputs;
+      } else if (present < size) {
         memset(filled_up, 0, sizeof filled_up);
         from = (float *)memcpy(filled_up, from, present * sizeof(float));
       }

@@ -49,7 +49,7 @@ class Multiplication {
       const long end = smaller((block + 1) * kMaxRows, p.num_rows);
       for (long row = block * kMaxRows, size; row < end; row += size) {
         size = run_size(row, p.num_rows);
-        round_run(activations, p.x, row, (int)size);
+        round_run(activations, p.x, row, (int)size, p.rotates);
       }
     });
     // Rows are shared out too, where there are fewer panels than keep all threads busy.

@@ -50,7 +50,7 @@ class _CodeProduct(ctypes.Structure):
     _fields_ = (
         *((name, _POINTER) for name in ("x", "y", "work", "bias", "codes", "scales", "zeros")),
         *((name, _INTEGER) for name in ("num_rows", "num_inputs", "num_outputs", "bits", "group_size")),
-        *((name, _INTEGER) for name in ("num_weight_groups", "unpacks_first")),
+        *((name, _INTEGER) for name in ("num_weight_groups", "rotates", "unpacks_first")),
         ("team", Team),
     )
 
@@ -85,6 +85,8 @@ class Kernels:
         self, x: torch.Tensor, weight: TiledWeight, bias: torch.Tensor | None, *, unpacks_first: bool
     ) -> torch.Tensor:
         """Rounds x to int8 per row and group, and multiplies it with a weight of 8, 4 or 3 bits in exact integers.
+
+        Where the weight is rotated, so is x before it is rounded.
 
         Args:
             x: float32 (rows, in).
@@ -125,7 +127,7 @@ class Kernels:
         product = _CodeProduct(
             *map(address, tensors),
             *(len(x), weight.shape[1], weight.shape[0], weight.bits, weight.activation_group_size),
-            *(weight.num_groups, unpacks_first),
+            *(weight.num_groups, weight.is_rotated, unpacks_first),
             self.team(),
         )
         return KernelCall(self._multiply_codes, product, tensors)

@@ -23,6 +23,7 @@ struct CodeProduct {
   int64_t num_rows, num_inputs, num_outputs, bits;
   int64_t group_size;         // of the activations, and of the weights unless these have one group: 32, 64 or 128
   int64_t num_weight_groups;  // 1, or as many as the activations have
+  int64_t rotates;            // whether activations are rotated before they are rounded; groups are of 64 then
   int64_t unpacks_first;      // whether codes are unpacked to memory for all rows, or in registers for each few
   Team team;
 };

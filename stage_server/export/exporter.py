@@ -1,7 +1,7 @@
 """Writes a checkpoint of compressed-tensors, a layer at a time: the weights that a mesh would serve, bit for bit."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -76,7 +76,8 @@ def export(
         with ShardWriter(directory) as shards:
             source.expect(range(len(precisions)), embedding=True, head=True)
             dtype = _write_ends(shards, loader)
-            rounder = LayerRounder(loader, device, request.options.rounding, samples)
+            rounding = replace(request.options.rounding, is_unrotated=True)  # the format has inputs as they are
+            rounder = LayerRounder(loader, device, rounding, samples)
             layers = _write_layers(shards, source, rounder, precisions, on_layer)
         names = linear_names(shape.family)
         quantization = describe(names.layer, names.all, layers, source.spec.names.head)

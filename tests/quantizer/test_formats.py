@@ -31,7 +31,8 @@ STORED = [
 
 def rounded(stored: StoredLinear) -> RowRounded | GroupRounded:
     """A random weight at the precision of `stored`."""
-    rounding = Rounding(is_symmetric=stored.is_symmetric and SCHEMES[stored.precision.scheme].is_grouped)
+    is_symmetric = stored.is_symmetric and SCHEMES[stored.precision.scheme].is_grouped
+    rounding = Rounding(is_symmetric=is_symmetric, is_unrotated=True)
     weight = round_weight(torch.randn(OUT, IN), stored.precision, rounding)
     assert not hasattr(weight, "weight")
     return weight

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from integer_products import integer_product, round_activations
+from integer_products import integer_product, rotated, round_activations
 
 from llmpq.errors import InvalidInputError
 from llmpq.plan import LayerPrecision
@@ -15,6 +15,7 @@ from quantizer.methods import round_weight
 from quantizer.multi_path import MultiPathLinear
 from quantizer.native.library import kernels
 from quantizer.path_timing import Forward
+from quantizer.rotation import rotate
 from quantizer.rounded import SixteenBits
 from quantizer.rounding import round_rows
 
@@ -68,11 +69,20 @@ def test_weight_only_forward_is_the_product_with_the_dequantized_weight(
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_w8a8_forward_is_the_integer_reference(*, shape: tuple[int, int], has_bias: bool, native: bool) -> None:
-    """w8a8 sums products of int8 in integers; activations share a scale by token, natively by token and 64 inputs."""
+    """w8a8 sums products of int8 in integers; activations share a scale by token, natively by token and 64 inputs.
+
+    Whole groups of 64 are rotated before they are rounded.
+    """
     weight, bias = torch.randn(shape), torch.randn(shape[0]) if has_bias else None
     x = torch.randn(9, shape[1])
     linear = _quantize(weight, bias, "w8a8")
-    expected = integer_product(x, linear.dequantized(), bias, 64 if native else shape[1])
+    stood_for = linear.dequantized()
+    if shape[1] % 64 == 0:
+        x_multiplied, stood_for = rotate(x), rotated(stood_for)
+        assert torch.allclose(x_multiplied, rotated(x), atol=1e-5)
+    else:
+        x_multiplied = x
+    expected = integer_product(x_multiplied, stood_for, bias, 64 if native else shape[1])
     assert _relative_error(linear.forward(x), expected) < 1e-5
 
 

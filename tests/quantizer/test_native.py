@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from integer_products import integer_product
 
 from quantizer.native import build
 from quantizer.native.library import Kernels, kernels, usable_instruction_sets
+from quantizer.rotation import rotate
 from quantizer.rounded import GroupRounded, RowRounded
 from quantizer.rounding import round_groups, round_rows
 from quantizer.tiles import TiledWeight
@@ -101,6 +103,17 @@ def test_activations_are_rounded_by_row_and_group(native: Kernels, bits: int, gr
             actual = native.multiply_codes(x, weight, bias, unpacks_first=False).double()
             magnitude = expected.abs().amax(dim=1, keepdim=True)
             assert ((actual - expected).abs() <= 1e-5 * magnitude).all()
+
+
+@needs_library
+def test_activations_of_rotated_weights_are_rotated_bit_by_bit_as_by_torch(native: Kernels) -> None:
+    """What a kernel rotates and rounds is what it rounds of activations that torch's operators have rotated."""
+    for num_rows in ROWS:
+        x, rounded = torch.randn(num_rows, 192), _round(torch.randn(70, 192), 8, 0)
+        x[:, 5] *= 50
+        plain, of_rotated = TiledWeight.of(rounded), TiledWeight.of(replace(rounded, is_rotated=True))
+        expected = native.multiply_codes(rotate(x), plain, None, unpacks_first=False)
+        assert torch.equal(native.multiply_codes(x, of_rotated, None, unpacks_first=False), expected)
 
 
 @needs_library

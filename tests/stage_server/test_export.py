@@ -1,6 +1,7 @@
 """An exported checkpoint holds the weights that would be served, for llmpq and for transformers alike."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def export(model: str, output: Path, *schemes: str, samples: tuple[tuple[int, ..
 def served(
     model: str, schemes: tuple[str, ...] = (), rounding: Rounding = SYMMETRIC, samples: tuple[tuple[int, ...], ...] = ()
 ) -> dict[str, RoundedWeight]:
-    """The weights that a mesh holds for a model, by module: at `schemes`, or at what is stored."""
+    """The weights that a mesh holds for a model, by module: at `schemes` without rotation, or at what is stored."""
     loader = ModelLoader(model, CPU, torch.float32)
     if schemes:
         precisions = [LayerPrecision(name, 32 if name in {"w4", "w3"} else 0) for name in schemes]
@@ -52,6 +53,7 @@ def served(
         stored = [loader.source.stored_precision(index) for index in range(loader.spec.num_layers)]
         precisions = [precision or LayerPrecision("w16") for precision in stored]
     precisions = precisions * (loader.spec.num_layers // len(precisions))
+    rounding = replace(rounding, is_unrotated=True)
     weights: dict[str, RoundedWeight] = {}
     for layer in LayerRounder(loader, DEVICE, rounding, samples).layers(dict(enumerate(precisions))):
         for role, linear in layer.linears.items():

@@ -15,6 +15,14 @@ def round_activations(x: torch.Tensor, group_size: int) -> torch.Tensor:
     return rounded.flatten(1)[:, :num_inputs]
 
 
+def rotated(matrix: torch.Tensor) -> torch.Tensor:
+    """Each 64 columns times the Hadamard matrix, in which +-1/8 at (i, j) has the sign of the parity of i & j."""
+    numbers = torch.arange(64)
+    parity = sum(((numbers[:, None] & numbers) >> bit) & 1 for bit in range(6)) % 2
+    hadamard = (1 - 2 * parity).to(matrix.dtype) / 8
+    return (matrix.view(-1, 64) @ hadamard).view(matrix.shape)
+
+
 def integer_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, group_size: int) -> torch.Tensor:
     """round_activations(x) @ weight.T + bias, float64 (rows, out)."""
     product = round_activations(x, group_size) @ weight.double().T
