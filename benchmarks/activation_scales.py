@@ -1,35 +1,38 @@
-"""What it buys that w8a8 rounds activations with a scale for each group of 64, rather than one scale a token.
+"""What it buys that w8a8 rotates activations and rounds them with a scale for each group of 64, not one a token.
 
     python benchmarks/activation_scales.py --model build/models/SmolLM2-135M-Instruct.Q4_1.gguf \
         --text tests/data/wikitext/wiki.test.head.raw
 
-Perplexity with the same weights of 8 bits in every layer; only the activations of some linears differ. Needs the native
-kernels, which are those that have a scale for each group.
+Perplexity, and the mean KL divergence of predictions from those of w16, with weights of 8 bits in every layer; how
+activations are rounded differs, and for the sake of rotation the weights with them. Needs the native kernels, which are
+those that have a scale for each group.
 """
 
 import argparse
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from mixed_model import MixedModel
+from mixed_model import MixedModel, through_all
 
-from llmpq.plan import NEAREST, LayerPrecision
+from llmpq.plan import NEAREST, LayerPrecision, Rounding
 from quantizer.dynamic_int8 import DynamicInt8Linear
 from quantizer.rounded import RowRounded
 from stage_server.decoder_layer import DecoderLayer, LayerLinears
-from stage_server.loader import ModelLoader
+from stage_server.layer_rounding import rounded_layer
 from stage_server.source_linears import SourceLinear
 
 W8A8 = LayerPrecision("w8a8")
+UNROTATED = Rounding(is_unrotated=True)
 ROLES = tuple(field.name for field in fields(LayerLinears))
-#: By what is told of them, the linears whose activations have one scale a token.
+#: By what is told of them, the linears whose activations have one scale a token; none are rotated.
 WITH_ONE_SCALE: Mapping[str, Collection[str]] = {
-    "w8a8, a scale for each group": (),
-    "w8a8, one scale a token in down_proj": ("ffn_out",),
-    "w8a8, one scale a token in all others": tuple(role for role in ROLES if role != "ffn_out"),
-    "w8a8, one scale a token": ROLES,
+    "not rotated, a scale for each group": (),
+    "not rotated, one scale a token in down_proj": ("ffn_out",),
+    "not rotated, one scale a token in all others": tuple(role for role in ROLES if role != "ffn_out"),
+    "not rotated, one scale a token": ROLES,
 }
 
 
@@ -45,34 +48,37 @@ def main() -> None:
     model = MixedModel(
         settings.model, settings.text, window=settings.window, group_size=64, rounding=NEAREST, samples=()
     )
-    print("| activations | perplexity | beside w16 |\n|---|---|---|")
-    exact = model.perplexity(model.at("w16"), settings.tokens)
-    print(f"| w16 | {exact:.3f} | |", flush=True)
-    rows = {"w8, activations as they are": model.at("w8")} | {
-        name: [with_one_scale(model, layer, roles) for layer in range(model.num_layers)]
+    print("| activations | KL divergence, 1e-3 nats | perplexity | beside w16 |\n|---|---|---|---|")
+    run = model.run(settings.tokens)
+    exact = through_all(run, model.at("w16"))
+    perplexity_of_w16 = math.exp(model.negative_log_likelihood(run, exact))
+    print(f"| w16 | 0 | {perplexity_of_w16:.3f} | |", flush=True)
+    rows = {"w8, as they are": model.at("w8"), "w8a8": model.at("w8a8")} | {
+        name: [unrotated(model, layer, roles) for layer in range(model.num_layers)]
         for name, roles in WITH_ONE_SCALE.items()
     }
     for name, layers in rows.items():
-        perplexity = model.perplexity(layers, settings.tokens)
-        print(f"| {name} | {perplexity:.3f} | {perplexity / exact - 1:+.2%} |", flush=True)
+        states = through_all(run, layers)
+        perplexity = math.exp(model.negative_log_likelihood(run, states))
+        divergence = 1e3 * model.divergence(exact, states)
+        rise = perplexity / perplexity_of_w16 - 1
+        print(f"| {name} | {divergence:.2f} | {perplexity:.3f} | {rise:+.2%} |", flush=True)
 
 
-def with_one_scale(model: MixedModel, index: int, roles: Collection[str]) -> DecoderLayer:
-    """A layer at w8a8, some of its linears with one activation scale a token."""
+def unrotated(model: MixedModel, index: int, with_one_scale: Collection[str]) -> DecoderLayer:
+    """A layer at w8a8 without rotation, some of its linears with one activation scale a token."""
     source = model.loader.source.layer(index).as_floats()
-    layer = model.loader.build_layer(source, W8A8)
-    layer.linears = replace(
-        layer.linears,
-        **{role: _one_scale(model.loader, linear) for role, linear in source.linears.items() if role in roles},
-    )
+    rounded = rounded_layer(model.loader, source, W8A8, UNROTATED)
+    layer = model.loader.build_layer(rounded, W8A8)
+    linears = {role: _one_scale(linear) for role, linear in rounded.linears.items() if role in with_one_scale}
+    layer.linears = replace(layer.linears, **linears)
     return layer
 
 
-def _one_scale(loader: ModelLoader, linear: SourceLinear) -> DynamicInt8Linear:
-    rounded = loader.round_linear(linear, W8A8)
-    if not isinstance(rounded, RowRounded):
+def _one_scale(linear: SourceLinear) -> DynamicInt8Linear:
+    if not isinstance(linear.stored, RowRounded):
         raise TypeError("weights of 8 bits have a scale for each row")
-    return DynamicInt8Linear(rounded, linear.bias)
+    return DynamicInt8Linear(linear.stored, linear.bias)
 
 
 if __name__ == "__main__":

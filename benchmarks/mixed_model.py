@@ -69,10 +69,7 @@ class MixedModel:
     def perplexity(self, layers: Sequence[DecoderLayer], num_tokens: int) -> float:
         """Perplexity of the first tokens with these layers."""
         run = self.run(num_tokens)
-        states = run.embedded()
-        for layer in layers:
-            states = run.through(layer, states)
-        return math.exp(self.negative_log_likelihood(run, states))
+        return math.exp(self.negative_log_likelihood(run, through_all(run, layers)))
 
     def negative_log_likelihood(self, run: SampleRun, states: States) -> float:
         """Mean over all tokens but the first of each window, in nats, from the states behind the last layer."""
@@ -84,6 +81,23 @@ class MixedModel:
                 total -= scores.gather(1, targets[rows, None]).double().sum().item()
             count += len(targets)
         return total / count
+
+    def divergence(self, exact: States, states: States) -> float:
+        """Mean KL divergence of predictions from the exact ones, nats a token, by states behind the last layer."""
+        total = 0.0
+        for reference, state in zip(exact, states, strict=True):
+            for rows in logit_rows(self._head, len(state)):
+                expected, found = (torch.log_softmax(self._head.logits(of[rows]), dim=-1) for of in (reference, state))
+                total += (expected.exp() * (expected - found)).double().sum().item()
+        return total / sum(map(len, states))
+
+
+def through_all(run: SampleRun, layers: Sequence[DecoderLayer]) -> States:
+    """What all layers make of a run."""
+    states = run.embedded()
+    for layer in layers:
+        states = run.through(layer, states)
+    return states
 
 
 class LayerDamage:

@@ -17,11 +17,14 @@ _MAX_RATIO = 3.0
 
 @dataclass(frozen=True)
 class LatencyCorrection:
-    """Factors on the times of layers in a profile.
+    """Factors on the times in a profile.
+
+    What is outside the layers is corrected with them, because runs are measured by stage: were it left out, the layers
+    of a stage that has few would be blamed for all, again after every run. It counts most in decode steps.
 
     Attributes:
-        prefill: Of prefill points.
-        decode: Of decode points.
+        prefill: Of layers in prefill.
+        decode: Of all else.
     """
 
     prefill: float = 1.0
@@ -42,10 +45,9 @@ class LatencyCorrection:
         )
 
     def applied(self, point: LatencyPoint) -> LatencyPoint:
-        """The point as it is to be planned with: those of layers are corrected."""
-        if point.part is not ModelPart.LAYER:
-            return point
-        factor = self.prefill if point.phase is Phase.PREFILL else self.decode
+        """The point as it is to be planned with."""
+        is_prefill = point.part is ModelPart.LAYER and point.phase is Phase.PREFILL
+        factor = self.prefill if is_prefill else self.decode
         return replace(point, duration_ns=max(round(point.duration_ns * factor), 1))
 
 

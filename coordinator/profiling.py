@@ -22,7 +22,7 @@ from llmpq.profile_request import ProfileRequest
 log = structlog.get_logger(__name__)
 
 #: Which points a profile has. A profile of another design is measured again.
-_DESIGN = 6
+_DESIGN = 7
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from quantizer.finite import is_all_finite
 from quantizer.hqq import fit_half_quadratic
 from quantizer.input_statistics import InputStatistics
 from quantizer.rotation import can_rotate, rotate
-from quantizer.rounded import RoundedWeight, SixteenBits, stack
+from quantizer.rounded import RoundedWeight, RowRounded, SixteenBits, stack
 from quantizer.rounding import round_groups, round_rows, search_clipping
 
 
@@ -58,11 +58,18 @@ def _is_rotated(weight: torch.Tensor, precision: LayerPrecision, rounding: Round
     return has_int8_activations and not rounding.is_unrotated and can_rotate(weight.shape[1])
 
 
+def _marked_rotated(rounded: RoundedWeight) -> RowRounded:
+    """What was rounded to int8 after its columns had been rotated."""
+    if not isinstance(rounded, RowRounded):
+        raise TypeError("Only weights of int8 are rotated.")
+    return replace(rounded, is_rotated=True)
+
+
 def _round_uncalibrated(weight: torch.Tensor, precision: LayerPrecision, rounding: Rounding) -> RoundedWeight:
     scheme = SCHEMES[precision.scheme]
     if _is_rotated(weight, precision, rounding):
         rows = stack([round_rows(rotate(block)) for block in blocks_of_rows(weight)])
-        return replace(rows, is_rotated=True)
+        return _marked_rotated(rows)
     if not scheme.is_grouped:
         return stack([round_rows(block) for block in blocks_of_rows(weight)])
     fit = fit_half_quadratic if rounding.effective_method == "hqq" else search_clipping
@@ -98,7 +105,7 @@ def _round_calibrated(
             for part, hessian in parts
         ]
     )
-    return replace(rounded, is_rotated=True) if is_rotated else rounded
+    return _marked_rotated(rounded) if is_rotated else rounded
 
 
 def to_sixteen_bits(weight: torch.Tensor) -> torch.Tensor:

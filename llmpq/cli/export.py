@@ -42,8 +42,9 @@ def export(
 
     It holds the weights that a mesh with --symmetric would serve, bit for bit,
     also of a plan that was made without; with --asymmetric, those of a mesh
-    without. A model that is quantized already is written as it is stored and
-    needs no precision; one at w16 becomes an ordinary directory. No mesh is
+    without. Only w8a8 differs: a mesh rotates its inputs, an export does not.
+    A model that is quantized already is written as it is stored and needs no
+    precision; one at w16 becomes an ordinary directory. No mesh is
     needed, nor started.
 
     [bold]Examples[/bold]

@@ -47,13 +47,30 @@ def test_a_run_that_was_far_off_teaches_nothing() -> None:
     assert mean_ratios([busy, {Phase.DECODE: 1.1}]) == {Phase.DECODE: pytest.approx(1.1)}
 
 
-def test_only_layers_of_the_phase_are_corrected() -> None:
-    """Prefill points of layers take prefill's factor; those of the head stay as measured."""
+def test_layers_in_prefill_and_all_else_have_their_factors() -> None:
+    """Prefill points of layers take prefill's factor; the others, of layers and outside them, that of decode."""
     correction = LatencyCorrection(prefill=2.0, decode=3.0)
-    layer = LatencyPoint(ModelPart.LAYER, "w16", Phase.PREFILL, 1, 16, 0, 1000)
-    head = LatencyPoint(ModelPart.HEAD, "", Phase.DECODE, 1, 1, 0, 1000)
-    assert correction.applied(layer).duration_ns == 2000
-    assert correction.applied(head) == head
+    for part, phase, expected in (
+        (ModelPart.LAYER, Phase.PREFILL, 2000),
+        (ModelPart.LAYER, Phase.DECODE, 3000),
+        (ModelPart.HEAD, Phase.DECODE, 3000),
+        (ModelPart.FRAME, Phase.PREFILL, 3000),
+    ):
+        assert correction.applied(LatencyPoint(part, "", phase, 1, 1, 0, 1000)).duration_ns == expected
+
+
+def test_a_stage_of_few_layers_does_not_spoil_them() -> None:
+    """Where nearly all of its time is spent outside of layers, these come out as slow as the rest, not slower."""
+    points = [
+        LatencyPoint(part, "", Phase.DECODE, 1, 1, 0, duration_ns)
+        for part, duration_ns in ((ModelPart.LAYER, 400_000), (ModelPart.HEAD, 3_000_000), (ModelPart.FRAME, 1_000_000))
+    ]
+    measured_ns = 1.3 * sum(point.duration_ns for point in points)
+    correction = LatencyCorrection()
+    for _ in range(10):
+        predicted_ns = sum(correction.applied(point).duration_ns for point in points)
+        correction = correction.learned({Phase.DECODE: measured_ns / predicted_ns})
+    assert correction.decode == pytest.approx(1.3, rel=0.01)
 
 
 def test_corrections_outlive_the_process_and_belong_to_a_kind_of_device(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ async def test_profiles_are_kept_by_scheme_until_fresh_ones_are_asked_for(bench:
 
 
 async def test_a_plan_after_a_run_is_made_of_corrected_profiles(bench: Bench) -> None:
-    """Decode took 2/3 of the 3 ms predicted, so layers are planned to take 2/3 of their time; the ends are not."""
+    """Decode took 2/3 of the 3 ms predicted, so all is planned to take 2/3 of its time, but layers in prefill."""
     async with bench.running():
         await bench.add_stage("a")
         options = PlanOptions(prefill_micro_batch=6, decode_micro_batch=6, num_lanes=1)
@@ -97,8 +97,8 @@ async def test_a_plan_after_a_run_is_made_of_corrected_profiles(bench: Bench) ->
     before, after = (problem.devices[0].points for problem in bench.planner.problems)
     measured_over_predicted = COMPUTE_NS / 1e6 / 3
     for first, second in zip(before, after, strict=True):
-        is_corrected = first.part is ModelPart.LAYER and first.phase is Phase.DECODE
-        expected = first.duration_ns * (measured_over_predicted if is_corrected else 1)
+        is_prefill = first.part is ModelPart.LAYER and first.phase is Phase.PREFILL
+        expected = first.duration_ns * (1 if is_prefill else measured_over_predicted)
         assert second.duration_ns == pytest.approx(expected, abs=1)
 
 
