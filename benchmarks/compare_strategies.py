@@ -10,9 +10,10 @@
 core each, and the same prompts. The older device has two thirds of the memory of the newer one, as a card of 16 GB
 beside one of 24 GB, scaled to the model: 16 bits fit in no way, 8 bits only if the newer device takes more of the
 layers, and an even split (`uniform`) forces 4 bits on all. So the baselines are not equally exact, and a method
-that beats one of them must do so at its quality: llm-pq plans twice, under a limit on the sum of omega equal to that of
-the least exact of uniform and pipeedge (`llm-pq`), and to that of the most exact (`llm-pq-exact`). Perplexities
-say afterwards what the limits came to. The figures hold for this machine: carry the ratios away.
+that beats one of them must do so at its quality: llm-pq plans under a limit on the sum of omega equal to that of the
+least exact of uniform and pipeedge (`llm-pq`), and to that of the most exact (`llm-pq-exact`), the latter also with
+keys and values in 8 bits (`llm-pq-exact-kv8`). Perplexities say afterwards what the limits came to. The figures hold
+for this machine: carry the ratios away.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -34,8 +35,9 @@ from llmpq.cluster_file import ClusterSpec
 from llmpq.local_mesh import local_mesh
 
 #: Each limits itself to the memory; those of llm-pq to quality as well, of the references the worst or the best.
-STRATEGIES = ("uniform", "pipeedge", "het", "adabits", "llm-pq-heuristic", "llm-pq", "llm-pq-exact")
-QUALITY_LIMITS = {"llm-pq-heuristic": max, "llm-pq": max, "llm-pq-exact": min}
+OURS = ("llm-pq", "llm-pq-exact", "llm-pq-exact-kv8")
+STRATEGIES = ("uniform", "pipeedge", "het", "adabits", "llm-pq-heuristic", *OURS)
+QUALITY_LIMITS = {"llm-pq-heuristic": max, "llm-pq": max, "llm-pq-exact": min, "llm-pq-exact-kv8": min}
 #: Whose mean llm-pq is compared with, as in the paper.
 REFERENCES = ("uniform", "pipeedge")
 #: Of each search; what it does not prove by then, its gap says.
@@ -54,6 +56,15 @@ class Case:
     def key(self) -> str:
         """Its name in the JSON file."""
         return f"{self.cluster} {self.workload} {self.strategy}"
+
+    @property
+    def has_int8_kv_cache(self) -> bool:
+        """Whether keys and values are kept in 8 bits."""
+        return self.strategy.endswith("-kv8")
+
+    def precisions(self, found: Mapping[str, Any]) -> str:
+        """What perplexity is of: the layers of its plan, and the cache."""
+        return ",".join(found.get("schemes", ())) + (" kv8" if self.has_int8_kv_cache else "")
 
 
 def main() -> None:
@@ -77,7 +88,9 @@ def main() -> None:
 def _rate(settings: argparse.Namespace, _document: dict[str, Any]) -> None:
     async def prepare(cluster: str) -> None:
         async with local_mesh(_cluster(cluster, settings)) as address, Client(address) as client:
-            await client.profile_devices(settings.model)
+            for has_int8_kv_cache in (False, True):
+                options = PlanOptions(has_int8_kv_cache=has_int8_kv_cache)
+                await client.profile_devices(settings.model, plan_options=options)
             await client.rate_layers(settings.model)
 
     for cluster in CLUSTERS:
@@ -100,7 +113,6 @@ async def _run_cluster(
     cluster: str, cases: list[Case], deadline: float, settings: argparse.Namespace, document: dict[str, Any]
 ) -> None:
     async with local_mesh(_cluster(cluster, settings)) as address, Client(address) as client:
-        await client.profile_devices(settings.model)
         for case in cases:
             if time.monotonic() > deadline:
                 return
@@ -111,8 +123,12 @@ async def _run_cluster(
 
 async def _measure(client: Client, case: Case, settings: argparse.Namespace) -> dict[str, Any]:
     limit = await _quality_limit(client, case, settings)
-    strategy = case.strategy.removesuffix("-exact")
-    options = PlanOptions(strategy=strategy, quality_budget=limit, time_limit_s=PLANNING_S)
+    options = PlanOptions(
+        strategy="llm-pq" if case.strategy in OURS else case.strategy,
+        quality_budget=limit,
+        time_limit_s=PLANNING_S,
+        has_int8_kv_cache=case.has_int8_kv_cache,
+    )
     return await run_batches(client, settings.model, WORKLOADS[case.workload], options)
 
 
@@ -126,13 +142,16 @@ async def _quality_limit(client: Client, case: Case, settings: argparse.Namespac
 
 
 def _perplexities(settings: argparse.Namespace, document: dict[str, Any]) -> None:
-    for case in document["cases"].values():
-        precisions = ",".join(case.get("schemes", ()))
-        if precisions and precisions not in document["perplexity"]:
-            found = perplexity(settings.model, case["schemes"], settings.tokens)
-            document["perplexity"][precisions] = found
+    for case in _cases(document):
+        found = document["cases"][case.key]
+        precisions = case.precisions(found)
+        if "schemes" in found and precisions not in document["perplexity"]:
+            loss = perplexity(
+                settings.model, found["schemes"], settings.tokens, has_int8_kv_cache=case.has_int8_kv_cache
+            )
+            document["perplexity"][precisions] = loss
             settings.output.write_text(json.dumps(document, indent=1))
-            print(document["perplexity"][precisions], precisions, file=sys.stderr, flush=True)
+            print(loss, precisions, file=sys.stderr, flush=True)
 
 
 def _table(_settings: argparse.Namespace, document: dict[str, Any]) -> None:
@@ -145,7 +164,7 @@ def _table(_settings: argparse.Namespace, document: dict[str, Any]) -> None:
         if "schemes" not in found:
             print(f"| {case.cluster} | {case.workload} | {case.strategy} | no plan |  |  |  |  |  |")
             continue
-        loss = document["perplexity"].get(",".join(found["schemes"]), float("nan"))
+        loss = document["perplexity"].get(case.precisions(found), float("nan"))
         ratio = median(found["predicted_s"]) / median(found["wall_s"])
         stages = ", ".join(f"{device} {layers}" for device, layers in found["stages"])
         sizes = ", ".join(map(str, found["micro_batches"]))
@@ -159,7 +178,7 @@ def _table(_settings: argparse.Namespace, document: dict[str, Any]) -> None:
             for name in STRATEGIES
         }
         speeds = {name: speed for name, speed in found.items() if speed}
-        for ours in ("llm-pq", "llm-pq-exact"):
+        for ours in OURS:
             if ours in speeds and all(name in speeds for name in REFERENCES):
                 ratios = ", ".join(f"{speeds[ours] / speeds[name]:.2f} of {name}" for name in speeds if name != ours)
                 of_mean = speeds[ours] / mean(speeds[name] for name in REFERENCES)

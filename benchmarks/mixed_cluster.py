@@ -68,11 +68,12 @@ async def run_batches(client: Client, model: str, workload: LengthBucket, option
     }
 
 
-def perplexity(model: str, schemes: list[str], num_tokens: int) -> float:
+def perplexity(model: str, schemes: list[str], num_tokens: int, *, has_int8_kv_cache: bool = False) -> float:
     """Perplexity on the first tokens of WikiText-2 with each layer at its scheme, on the weights that stages serve."""
     command = [sys.executable, "-m", "llmpq.cli", "eval", "ppl", "--model", model, "--json"]
     command += ["--text", str(ROOT / "tests/data/wikitext/wiki.test.head.raw"), "--window", "1024"]
     command += ["--tokens", str(num_tokens), "--precisions", ",".join(schemes)]
+    command += ["--int8-kv-cache"] if has_int8_kv_cache else []
     done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 our own command
     return float(json.loads(done.stdout)["perplexity"])
 

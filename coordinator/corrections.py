@@ -11,6 +11,8 @@ from llmpq.model import ModelShape
 
 #: Share of what a run shows that is taken over once there were others: one may have been disturbed, but hosts change.
 _LATER_GAIN = 0.5
+#: What the factors are on. Those of another design are learned anew.
+_DESIGN = 2
 #: A run that was off by more than this says nothing about the device.
 _MAX_RATIO = 3.0
 
@@ -89,4 +91,4 @@ def device_kind(device: DeviceDescription) -> dict[str, Any]:
 
 
 def _subject(device: DeviceDescription, shape: ModelShape) -> dict[str, Any]:
-    return {"device": device_kind(device), "shape": asdict(shape)}
+    return {"design": _DESIGN, "device": device_kind(device), "shape": asdict(shape)}

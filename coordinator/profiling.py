@@ -21,7 +21,7 @@ from llmpq.profile_request import ProfileRequest
 
 log = structlog.get_logger(__name__)
 
-#: Which points a profile has. A profile of another design is measured again.
+#: Which points a profile has, and what a layer does. A profile of another design is measured again.
 _DESIGN = 7
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from coordinator.calibration import calibration_samples
 from coordinator.cluster import Member
@@ -20,6 +20,9 @@ from llmpq.model import ModelFiles, read_shape
 from llmpq.plan import LayerSensitivity, PlanOptions
 from llmpq.rating import RatingRequest
 from llmpq.stage_load import TokenSequence
+
+#: How schemes round and indicators rate. Ratings of another design are measured again.
+_DESIGN = 2
 
 
 class LayerRater:
@@ -66,7 +69,8 @@ class LayerRater:
         subject = {
             "fingerprint": ModelFiles.locate(model).fingerprint,
             "group_size": options.effective_group_size,
-            "rounding": [options.rounding.effective_method, options.rounding.is_symmetric],
+            "design": _DESIGN,
+            "rounding": asdict(replace(options.rounding, method=options.rounding.effective_method)),
             "indicator": options.effective_indicator,
             "samples": rating_text_digest(),
             "version": __version__,

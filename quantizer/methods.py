@@ -26,6 +26,9 @@ def round_weight(
 ) -> RoundedWeight:
     """Rounds a weight matrix to a precision.
 
+    A weight of w8a8 is rounded with its columns rotated, as its inputs will be, where these are whole groups and the
+    rounding does not forbid it.
+
     Matrices that read the same input may be stacked along the output axis first: no scale reaches across output
     channels, so the result is the same.
 
@@ -68,7 +71,7 @@ def _marked_rotated(rounded: RoundedWeight) -> RowRounded:
 def _round_uncalibrated(weight: torch.Tensor, precision: LayerPrecision, rounding: Rounding) -> RoundedWeight:
     scheme = SCHEMES[precision.scheme]
     if _is_rotated(weight, precision, rounding):
-        rows = stack([round_rows(rotate(block)) for block in blocks_of_rows(weight)])
+        rows = stack([round_rows(rotate(block.float())) for block in blocks_of_rows(weight)])
         return _marked_rotated(rows)
     if not scheme.is_grouped:
         return stack([round_rows(block) for block in blocks_of_rows(weight)])
@@ -97,7 +100,7 @@ def _round_calibrated(
     bits, group_size = SCHEMES[precision.scheme].weight_bits, precision.group_size
     is_rotated = _is_rotated(weight, precision, rounding)
     if is_rotated:
-        weight, moments = rotate(weight), torch.stack([rotate(rotate(part).T) for part in moments])
+        weight, moments = rotate(weight.float()), torch.stack([rotate(rotate(part).T) for part in moments])
     parts = zip(weight.split_with_sizes(sizes), moments, strict=True)
     rounded = stack(
         [

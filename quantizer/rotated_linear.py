@@ -18,7 +18,7 @@ class RotatedLinear(QuantizedLinear):
         self._inner = inner
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps x (rows, in) to (rows, out)."""
+        """Maps x (rows, in), of the type computed in, to (rows, out)."""
         return self._inner.forward(rotate(x).to(x.dtype))
 
     def dequantized(self) -> torch.Tensor:

@@ -23,23 +23,24 @@ def can_rotate(in_features: int) -> bool:
 def rotate(matrix: torch.Tensor) -> torch.Tensor:
     """Multiplies each group of columns by the symmetric Hadamard matrix over 8; a second time undoes it.
 
-    On a CPU numbers are added up in the order of the native kernels, so that the same bits come out everywhere.
+    On CPUs numbers are added up in the order of the native kernels, so that the same bits come out on all of them.
 
     Args:
-        matrix: (rows, columns) of any float type, whole groups.
+        matrix: (rows, columns) of any float type, whole groups, in any layout.
 
     Returns:
-        A new matrix of the type of the given one, on a CPU float32.
+        A new contiguous matrix of that shape: on a CPU in float32, elsewhere in the type of the given one.
     """
     if matrix.device.type != "cpu":
-        return (matrix.view(-1, ROTATED_INPUTS) @ _hadamard(matrix.dtype, matrix.device)).view(matrix.shape)
-    source = matrix.float().reshape(-1, ROTATED_INPUTS)
+        hadamard = _hadamard(matrix.dtype, matrix.device)
+        return (matrix.reshape(-1, ROTATED_INPUTS) @ hadamard).view(matrix.shape)
+    source = matrix.float().contiguous().view(-1, ROTATED_INPUTS)
     result, other = torch.empty_like(source), torch.empty_like(source)
     width = ROTATED_INPUTS // 2
     while width:
-        pairs, rotated = (groups.view(len(source), -1, 2, width) for groups in (source, result))
-        torch.add(pairs[:, :, 0], pairs[:, :, 1], out=rotated[:, :, 0])
-        torch.sub(pairs[:, :, 0], pairs[:, :, 1], out=rotated[:, :, 1])
+        pairs, rotated = (groups.view(-1, 2, width) for groups in (source, result))
+        torch.add(pairs[:, 0], pairs[:, 1], out=rotated[:, 0])
+        torch.sub(pairs[:, 0], pairs[:, 1], out=rotated[:, 1])
         source, result, other = result, other, result
         width //= 2
     return source.view(matrix.shape).mul_(ROTATED_INPUTS**-0.5)

@@ -14,6 +14,7 @@ from llmpq.errors import InvalidInputError
 from llmpq.plan import LayerPrecision, Rounding
 from llmpq.schemes import SCHEMES
 from quantizer.methods import round_weight
+from quantizer.rotation import ROTATED_INPUTS, can_rotate, rotate
 from quantizer.rounded import SixteenBits
 from quantizer.rounding import INT8_MAX
 
@@ -42,7 +43,7 @@ class RunningVariance:
         shift = mean - self._mean
         self._squared_deviations += variance * entries.numel() + shift**2 * self._num_entries * entries.numel() / total
         self._mean += shift * entries.numel() / total
-        self._squared_peaks += entries.abs().amax(dim=1).square().sum().item()
+        self._squared_peaks += _squared_peaks(rows.detach().float())
         self._num_entries = total
         self._num_rows += entries.shape[0]
 
@@ -54,7 +55,10 @@ class RunningVariance:
 
     @property
     def squared_int8_step(self) -> float:
-        """Mean over rows of the squared step with which a row is rounded to int8; raises as `variance`."""
+        """Mean over rows of the squared step with which inputs are rounded to int8, by group where they are rotated.
+
+        Raises as `variance`.
+        """
         self._check_seen()
         return self._squared_peaks / self._num_rows / INT8_MAX**2
 
@@ -65,6 +69,12 @@ class RunningVariance:
                 reason="NO_CALIBRATION_DATA",
                 subject="samples",
             )
+
+
+def _squared_peaks(rows: torch.Tensor) -> float:
+    """The sum over float32 rows of the squared largest magnitude, in the mean of the groups that share a step."""
+    groups = rotate(rows).view(len(rows), -1, ROTATED_INPUTS) if can_rotate(rows.shape[1]) else rows[:, None]
+    return groups.abs().amax(dim=2).double().square().mean(dim=1).sum().item()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ need not even be there.
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class LayerCache:
         self._files = LruDirectory(cache_directory() / "rounded", cache_limit_bytes())
         self._rounding = rounding
         calibration = (samples, compute_dtype) if rounding.needs_calibration else None
-        self._subject = repr((fingerprint, rounding, calibration, code_digest(*CODE)))
+        self._subject = repr((fingerprint, calibration, code_digest(*CODE)))
         self._shapes = dict(shapes)
 
     def keeps(self, precision: LayerPrecision) -> bool:
@@ -81,5 +82,8 @@ class LayerCache:
             self._files.store(self._name(layer.index, precision), partial(write_layer, layer))
 
     def _name(self, index: int, precision: LayerPrecision) -> str:
-        digest = hashlib.sha256(repr((self._subject, precision)).encode()).hexdigest()
+        rounding = self._rounding
+        if not SCHEMES[precision.scheme].has_int8_activations:  # others are rounded alike
+            rounding = replace(rounding, is_unrotated=False)
+        digest = hashlib.sha256(repr((self._subject, rounding, precision)).encode()).hexdigest()
         return f"{digest[:32]}/layer-{index}.safetensors"

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llmpq.cli.precisions import given_precisions
-from llmpq.plan import INDICATORS, ROUNDING_METHODS, PlanOptions, Rounding
+from llmpq.plan import INDICATORS, ROUNDING_METHODS, PlanOptions
 from llmpq.schemes import GROUP_SIZES, SCHEMES
 
 #: Environment variable that stands in for --coordinator.
@@ -187,7 +187,11 @@ def plan_options(
         quality_budget=quality_budget,
         strategy=strategy,
         group_size=given.group_size if group is None else group,
-        rounding=Rounding(rounding or given.rounding.method, symmetric) if rounding or symmetric else given.rounding,
+        rounding=replace(
+            given.rounding,
+            method=rounding or given.rounding.method,
+            is_symmetric=symmetric if rounding or symmetric else given.rounding.is_symmetric,
+        ),
         use_all_devices=is_local,
         indicator=indicator,
         objective=objective,

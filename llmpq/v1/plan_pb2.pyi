@@ -449,7 +449,7 @@ class Rounding(_message.Message):
     """Zero points of w4 and w3 are the middle code, as some kernels and formats want. w8 always is symmetric."""
     is_unrotated: _builtins.bool
     """Weights of w8a8 are rounded as they are, for software that multiplies them with inputs as they are. Otherwise both are
-    rotated in groups of 64 inputs, which loses less.
+    rotated in groups of 64 inputs, if there are whole groups of them, which loses less.
     """
     def __init__(
         self,

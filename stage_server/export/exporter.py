@@ -1,4 +1,4 @@
-"""Writes a checkpoint of compressed-tensors, a layer at a time: the weights that a mesh would serve, bit for bit."""
+"""Writes a checkpoint of compressed-tensors, a layer at a time: what a mesh would serve bit for bit, but unrotated."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

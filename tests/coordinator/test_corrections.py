@@ -73,6 +73,14 @@ def test_a_stage_of_few_layers_does_not_spoil_them() -> None:
     assert correction.decode == pytest.approx(1.3, rel=0.01)
 
 
+def test_corrections_of_another_design_are_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factors that were learned for something else are as if no batch had run."""
+    store = CorrectionStore(MeasurementCache(tmp_path))
+    store.learn(DEVICE, SHAPE, {Phase.DECODE: 2.5})
+    monkeypatch.setattr("coordinator.corrections._DESIGN", 0)
+    assert store.of(DEVICE, SHAPE) == LatencyCorrection()
+
+
 def test_corrections_outlive_the_process_and_belong_to_a_kind_of_device(tmp_path: Path) -> None:
     """They are read again from the same directory, hold for another memory budget, and not for another CPU class."""
     CorrectionStore(MeasurementCache(tmp_path)).learn(DEVICE, SHAPE, {Phase.PREFILL: 1.21})

@@ -75,6 +75,7 @@ async def test_each_scheme_is_rated_once(bench: Bench) -> None:
             PlanOptions(indicator="variance"),
             PlanOptions(rounding=Rounding("hqq")),
             PlanOptions(rounding=Rounding(is_symmetric=True)),
+            PlanOptions(rounding=Rounding(is_unrotated=True)),
             PlanOptions(group_size=128),
         ):
             num_rated = len(stage.ratings)

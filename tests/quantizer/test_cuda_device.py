@@ -5,8 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from llmpq.plan import LayerPrecision
+from llmpq.plan import LayerPrecision, Rounding
 from quantizer.cuda.build import triton_linear
+from quantizer.input_statistics import InputStatistics
+from quantizer.linear import build_linear
 from quantizer.methods import round_weight
 from quantizer.multi_path import MultiPathLinear
 from quantizer.quantized_linear import QuantizedLinear
@@ -22,7 +24,8 @@ def make_layer() -> MakeLayer:
     """Makes layers of random weights with a bias, in float16."""
 
     def make(scheme: str, shape: tuple[int, int], device: str = "cuda") -> MultiPathLinear:
-        weight = round_weight(torch.randn(shape, device=device), LayerPrecision(scheme, 64))
+        unrotated = Rounding(is_unrotated=True)  # others are rotated before they reach these kernels
+        weight = round_weight(torch.randn(shape, device=device), LayerPrecision(scheme, 64), unrotated)
         layer = triton_linear(weight, torch.randn(shape[0], device=device).half(), scheme, torch.float16)
         if layer is None:
             pytest.skip(f"no kernels for {scheme} on this device")
@@ -62,6 +65,24 @@ def test_products_can_be_captured(make_layer: MakeLayer, scheme: str) -> None:
     x = torch.randn(4, 2048, device="cuda").half()
     layer.choose_paths(x.device, x.dtype)
     layer.forward(x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = layer.forward(x)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert torch.equal(captured, layer.forward(x))
+
+
+@pytest.mark.parametrize("method", ["nearest", "gptq"])
+def test_rotated_products_are_right_and_can_be_captured(method: str) -> None:
+    """w8a8 rotates its inputs in front of the kernels, of any layout, and in a captured graph too."""
+    weight = torch.randn(512, 1024, device="cuda")
+    inputs = InputStatistics()
+    inputs.update(torch.randn(2048, 1024, device="cuda"))
+    rounded = round_weight(weight.half(), LayerPrecision("w8a8"), Rounding(method), inputs)
+    layer = build_linear(rounded, torch.zeros(512), "w8a8", compute_dtype=torch.float16)
+    x = torch.randn(4, 2048, device="cuda").half()[:, ::2]
+    assert _relative_error(layer, x, layer.forward(x)) < 0.02
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = layer.forward(x)

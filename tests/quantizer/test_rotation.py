@@ -8,8 +8,10 @@ from llmpq.plan import LayerPrecision, Rounding
 from quantizer.input_statistics import InputStatistics
 from quantizer.linear import build_linear
 from quantizer.methods import round_weight
+from quantizer.rotated_linear import RotatedLinear
 from quantizer.rotation import rotate
 from quantizer.rounded import RowRounded, select_rows, stack
+from quantizer.rounding import round_rows
 
 W8A8 = LayerPrecision("w8a8", 0)
 
@@ -38,6 +40,20 @@ def test_rotating_twice_changes_nothing() -> None:
     """The matrix is its own inverse; whole numbers come back exactly."""
     matrix = torch.randint(-99, 100, (5, 128)).float()
     assert torch.equal(rotate(rotate(matrix)), matrix)
+
+
+@pytest.mark.parametrize("num_rows", [0, 1])
+def test_there_may_be_no_rows(num_rows: int) -> None:
+    """Neither to rotate nor to multiply."""
+    assert rotate(torch.randn(num_rows, 128)).shape == (num_rows, 128)
+    linear = RotatedLinear(build_linear(round_rows(torch.randn(8, 128)), None, "w8", compute_dtype=torch.float32))
+    assert linear.forward(torch.randn(num_rows, 128)).shape == (num_rows, 8)
+
+
+def test_any_layout_is_rotated_alike() -> None:
+    """A transposed matrix as its contiguous copy."""
+    matrix = torch.randn(64, 7).T
+    assert torch.equal(rotate(matrix), rotate(matrix.contiguous()))
 
 
 def test_what_is_given_is_left_as_it_is() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from integer_products import rotated
 
 from llmpq.errors import InvalidInputError
 from llmpq.plan import NEAREST, LayerPrecision, Rounding
@@ -25,6 +26,14 @@ def test_variance_is_over_all_batches() -> None:
     inputs = _statistics(*rows.split([1, 50, 7, 42]))
     assert inputs.variance == pytest.approx(rows.double().var(correction=0).item(), rel=1e-9)
     assert inputs.squared_int8_step == pytest.approx((rows.abs().amax(1) / 127).square().mean().item(), rel=1e-5)
+
+
+def test_inputs_in_whole_groups_are_rotated_and_rounded_by_group() -> None:
+    """As w8a8 rounds them; so one huge entry costs its own group alone, and that less."""
+    rows = torch.randn(30, 128)
+    rows[:, 5] = 60.0
+    steps = rotated(rows).view(30, 2, 64).abs().amax(2) / 127
+    assert _statistics(rows).squared_int8_step == pytest.approx(steps.square().mean().item(), rel=1e-5)
 
 
 def test_order_of_samples_does_not_matter() -> None:
@@ -80,10 +89,10 @@ def test_fewer_bits_rate_worse() -> None:
 
 
 def test_peaks_in_the_inputs_count_against_int8_activations() -> None:
-    """Tokens with a single huge entry make w8a8 worse relative to w8, as their int8 grid is coarse."""
-    even, peaked = torch.randn(50, 256), torch.randn(50, 256)
+    """Tokens with a single huge entry make w8a8 worse relative to w8, as their int8 grid is coarse if not rotated."""
+    even, peaked = torch.randn(50, 250), torch.randn(50, 250)
     peaked[:, 3] = 60.0
-    weight = torch.randn(64, 256)
+    weight = torch.randn(64, 250)
     ratios = []
     for inputs in (even, peaked):
         linear = RatedLinear(weight, _statistics(inputs))
