@@ -39,6 +39,15 @@ def _relative_error(layer: QuantizedLinear, x: torch.Tensor, result: torch.Tenso
     return ((result.double() - expected).norm() / expected.norm()).item()
 
 
+def _check_captured(layer: QuantizedLinear, x: torch.Tensor) -> None:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = layer.forward(x)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert torch.equal(captured, layer.forward(x))
+
+
 @pytest.mark.parametrize("num_rows", [1, 7, 16, 33, 200])
 @pytest.mark.parametrize("shape", [(2048, 1024), (333, 1000), (1024, 4096)])
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -65,12 +74,7 @@ def test_products_can_be_captured(make_layer: MakeLayer, scheme: str) -> None:
     x = torch.randn(4, 2048, device="cuda").half()
     layer.choose_paths(x.device, x.dtype)
     layer.forward(x)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = layer.forward(x)
-    x.copy_(torch.randn_like(x))
-    graph.replay()
-    assert torch.equal(captured, layer.forward(x))
+    _check_captured(layer, x)
 
 
 @pytest.mark.parametrize("method", ["nearest", "gptq"])
@@ -83,12 +87,7 @@ def test_rotated_products_are_right_and_can_be_captured(method: str) -> None:
     layer = build_linear(rounded, torch.zeros(512), "w8a8", compute_dtype=torch.float16)
     x = torch.randn(4, 2048, device="cuda").half()[:, ::2]
     assert _relative_error(layer, x, layer.forward(x)) < 0.02
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = layer.forward(x)
-    x.copy_(torch.randn_like(x))
-    graph.replay()
-    assert torch.equal(captured, layer.forward(x))
+    _check_captured(layer, x)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
