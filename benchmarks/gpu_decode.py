@@ -209,7 +209,7 @@ async def mesh_rates(  # noqa: PLR0917 each is another choice
                     )
                     workload = equal_lengths(words, batch, PROMPT_TOKENS, NEW_TOKENS)
                     runs = [await frames_of(client, directory, workload, options) for _ in range(NUM_RUNS + 1)][1:]
-                    round_ms = median(Rounds.of(frames, lanes, batch).round_ms for frames in runs)
+                    round_ms = median(Rounds.of(*found_in_run, lanes, batch).round_ms for found_in_run in runs)
                     rate = batch / round_ms * 1e3
                     share = roofline.share(scheme, batch, rate)
                     found.append(shown(Decoding("llmpq", scheme, num_stages, batch, rate, share)))

@@ -72,6 +72,8 @@ def to_tensors(weight: RoundedWeight, stored: StoredLinear | None) -> dict[str, 
     if isinstance(weight, SixteenBits):
         return {"weight": weight.weight}
     if isinstance(weight, RowRounded):
+        if weight.is_rotated:
+            raise TypeError("The format has no weights whose inputs are rotated.")
         if stored is not None and stored.layout == Layout.INT8:
             return {"weight": weight.codes, "weight_scale": weight.scales[:, None]}
         bits, codes, scales = 8, weight.codes.view(torch.uint8) ^ _SIGN_BIT, weight.scales[:, None]

@@ -5,6 +5,7 @@ import torch
 from integer_products import rotated
 
 from llmpq.plan import LayerPrecision, Rounding
+from quantizer.formats.compressed_tensors import to_tensors
 from quantizer.input_statistics import InputStatistics
 from quantizer.linear import build_linear
 from quantizer.methods import round_weight
@@ -105,6 +106,12 @@ def test_other_weights_are_rounded_as_they_are(scheme: str, num_inputs: int, rou
     rounded = round_weight(torch.randn(8, num_inputs), LayerPrecision(scheme, 0), rounding)
     assert isinstance(rounded, RowRounded)
     assert not rounded.is_rotated
+
+
+def test_a_rotated_weight_is_in_no_checkpoint() -> None:
+    """Whoever reads one would multiply it with inputs as they are."""
+    with pytest.raises(TypeError, match="rotated"):
+        to_tensors(round_weight(torch.randn(8, 64), W8A8), None)
 
 
 def test_rows_of_a_rotated_weight_stay_rotated() -> None:
