@@ -28,6 +28,7 @@ class FidelityMeter:
     Args:
         member: The stage server.
         profile: What the planner knows of it.
+        schemes: What layers may have.
         model: The model, as stages are given it.
         shape: Its shape.
         group_size: Of schemes with groups.
@@ -37,6 +38,7 @@ class FidelityMeter:
 
     member: Member
     profile: DeviceProfile
+    schemes: Sequence[str]
     model: str
     shape: ModelShape
     group_size: int
@@ -50,7 +52,7 @@ class FidelityMeter:
             MeshError: As LoadStage and EvaluatePlan.
         """
         source = random.Random(f"{seed} {self.member.device_id}")  # noqa: S311 not for secrets
-        schemes = sorted({point.scheme for point in self.profile.points if point.scheme}, key=list(SCHEMES).index)
+        schemes = sorted(self.schemes, key=list(SCHEMES).index)
         max_context = self.shape.max_positions - NUM_NEW_TOKENS
         for _ in range(num_workloads):
             yield await self._measure(draw_workload(source, self.shape, schemes, max_context))

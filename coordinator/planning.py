@@ -194,8 +194,9 @@ class Planning:
         model = await asyncio.to_thread(pinned, model)
         shape = await asyncio.to_thread(read_shape, model)
         for member, profile in profiles.items():
+            schemes, group_size = _usable_schemes(member, options), options.effective_group_size
             meter = FidelityMeter(
-                member, profile, model, shape, options.effective_group_size, self.planner_address, self._router
+                member, profile, schemes, model, shape, group_size, self.planner_address, self._router
             )
             async for result in meter.results(num_workloads, seed):
                 yield result

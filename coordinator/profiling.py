@@ -107,12 +107,16 @@ class DeviceProfiler:
     ) -> DeviceProfile:
         """Latencies of a device, which depend on its kind and the model's shape, not on its name or the weights.
 
-        They are as measured, corrected by what runs have shown since.
+        They are as measured, corrected by what runs have shown since. Points of other schemes come along where they are
+        known: longer contexts are measured at one scheme only, and what they cost holds for all.
         """
         device = device_kind(member.description)
         subject = {"design": _DESIGN, "device": device, "shape": asdict(model.shape), "group_size": model.group_size}
         subject["has_int8_kv_cache"] = model.has_int8_kv_cache
-        parts = {scheme: self._cache.load(LatencyPoint, subject | {"scheme": scheme}) for scheme in ("", *schemes)}
+        parts = {
+            scheme: self._cache.load(LatencyPoint, subject | {"scheme": scheme})
+            for scheme in ("", *member.description.schemes)
+        }
         missing = [scheme for scheme in schemes if is_fresh or parts[scheme] is None or parts[""] is None]
         if missing:
             doing = f"Measuring device {member.device_id} on a layer of the model"
@@ -132,7 +136,7 @@ class DeviceProfiler:
             if is_fresh:
                 self._corrections.forget(member.description, model.shape)
         correction = self._corrections.of(member.description, model.shape)
-        points = tuple(correction.applied(point) for scheme in ("", *schemes) for point in parts[scheme] or ())
+        points = tuple(correction.applied(point) for part in parts.values() for point in part or ())
         return DeviceProfile(member.device_id, member.description, points)
 
     def learn(

@@ -304,10 +304,12 @@ class Client:
     ) -> tuple[DeviceProfile, ...]:
         """Profiles the devices for a model, and the links between them; measures what was not measured before.
 
+        What is known of other schemes is returned as well.
+
         Args:
             model: A directory or a .gguf file, at the same path on the hosts of coordinator and stages.
-            plan_options: Of these count `group_size`, `has_int8_kv_cache` and `allowed_schemes`; all schemes if there
-                are none.
+            plan_options: Of these count `group_size`, `has_int8_kv_cache` and `allowed_schemes`: what to measure; all
+                schemes if there are none.
             is_fresh: Measure again what was measured before.
             on_status: Called with a sentence on what is going on, each time it changes.
 

@@ -1201,7 +1201,7 @@ class ProfileDevicesResponse(_message.Message):
     """What it is doing, for people."""
     @_builtins.property
     def profiles(self) -> _containers.RepeatedCompositeFieldContainer[_plan_pb2.DeviceProfile]:
-        """In the last message: every device that could be reached."""
+        """In the last message: every device that could be reached, with all that is known of it, other schemes included."""
 
     def __init__(
         self,

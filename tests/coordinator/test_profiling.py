@@ -86,6 +86,16 @@ async def test_profiles_are_kept_by_scheme_until_fresh_ones_are_asked_for(bench:
     assert {point.scheme for point in profile.points} == {"w16", "w4", ""}
 
 
+async def test_a_plan_knows_of_schemes_that_it_may_not_use(bench: Bench) -> None:
+    """What long contexts cost is measured at one scheme; in plans of others it would be guessed without its points."""
+    async with bench.running():
+        await bench.add_stage("a", schemes=("w16", "w4"))
+        await bench.client.profile_devices(bench.model)
+        await bench.run(LINES, plan_options=PlanOptions(allowed_schemes=("w4",)))
+    (problem,) = bench.planner.problems
+    assert {point.scheme for point in problem.devices[0].points} == {"w16", "w4", ""}
+
+
 async def test_a_plan_after_a_run_is_made_of_corrected_profiles(bench: Bench) -> None:
     """Decode took 2/3 of the 3 ms predicted, so all is planned to take 2/3 of its time, but layers in prefill."""
     async with bench.running():
