@@ -29,6 +29,7 @@ class Member:
         device_id: Name of its device, unique among the members.
         address: host:port of its services.
         description: What the device is.
+        cores: Those of its host that it computes on, if it is a CPU that is held to some.
         lease_id: A new one each time it registers.
         register_time: When it did.
     """
@@ -36,6 +37,7 @@ class Member:
     device_id: str
     address: str
     description: DeviceDescription
+    cores: frozenset[int] = frozenset()
     lease_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     register_time: datetime = field(default_factory=lambda: datetime.now(UTC))
 

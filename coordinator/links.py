@@ -73,6 +73,17 @@ class StageLink:
                 on_progress(response.points_done, response.points_total)
         return tuple(points)
 
+    @asynccontextmanager
+    async def kept_busy(self, model: str) -> AsyncIterator[None]:
+        """Has the device compute layers of a model while the block runs."""
+        call = self._stub.KeepBusy(stage_pb.KeepBusyRequest(model=model))
+        try:
+            with rpc_errors(self._peer):
+                await call.read()
+            yield
+        finally:
+            call.cancel()
+
     async def rate(self, request: RatingRequest, on_progress: OnMeasured) -> tuple[LayerSensitivity, ...]:
         """Rates every layer at every scheme; not normalized."""
         ratings: list[LayerSensitivity] = []

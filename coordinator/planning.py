@@ -10,6 +10,7 @@ from coordinator.cluster import Member
 from coordinator.fidelity import FidelityMeter
 from coordinator.link_profiling import LinkProfiler
 from coordinator.links import PlanProgress, create_plan
+from coordinator.neighbours import kept_busy, neighbours_of
 from coordinator.omega import REFERENCE_SCHEME
 from coordinator.plan_options import check_layers
 from coordinator.profiling import DeviceProfiler, ProfiledModel
@@ -198,8 +199,9 @@ class Planning:
             meter = FidelityMeter(
                 member, profile, schemes, model, shape, group_size, self.planner_address, self._router
             )
-            async for result in meter.results(num_workloads, seed):
-                yield result
+            async with kept_busy(neighbours_of(member, profiles), model):
+                async for result in meter.results(num_workloads, seed):
+                    yield result
 
     async def _profiles(
         self, model: str, options: PlanOptions, members: Sequence[Member], report: Report, *, is_fresh: bool = False

@@ -11,8 +11,8 @@ from coordinator.cluster import Member
 from coordinator.corrections import CorrectionStore, device_kind, mean_ratios
 from coordinator.link_profiling import LinkProfiler
 from coordinator.links import StageLink
+from coordinator.neighbours import host_of, kept_busy, neighbours_of
 from coordinator.status import Report, counting
-from llmpq.address import split_address
 from llmpq.device import DeviceDescription, DeviceProfile, LatencyPoint, Phase
 from llmpq.errors import UnavailableError
 from llmpq.measurements import MeasurementCache
@@ -22,7 +22,7 @@ from llmpq.profile_request import ProfileRequest
 log = structlog.get_logger(__name__)
 
 #: Which points a profile has, and what a layer does. A profile of another design is measured again.
-_DESIGN = 7
+_DESIGN = 8
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class DeviceProfiler:
     ) -> dict[Member, DeviceProfile]:
         """The profiles of the devices that can be reached: one that cannot be must not keep the others from working.
 
-        Devices of one host take turns, for they may share cores, caches and memory.
+        Devices of one host take turns, each while its neighbours are kept busy.
 
         Args:
             usable: The members, and the schemes to profile each of them at.
@@ -80,8 +80,9 @@ class DeviceProfiler:
         turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
         async def in_turn(member: Member, schemes: Sequence[str]) -> DeviceProfile:
-            async with turns[split_address(member.address, "address")[0]]:
-                return await self._profile(member, schemes, model, report, is_fresh=is_fresh)
+            async with turns[host_of(member)]:
+                neighbours = neighbours_of(member, usable)
+                return await self._profile(member, neighbours, schemes, model, report, is_fresh=is_fresh)
 
         outcomes = await asyncio.gather(*(_unless_unavailable(in_turn(*item)) for item in usable.items()))
         profiles: dict[Member, DeviceProfile] = {}
@@ -93,12 +94,13 @@ class DeviceProfiler:
                 report(f"Planning without device {member.device_id}: {outcome.message}")
         if not profiles:
             raise next(outcome for outcome in outcomes if isinstance(outcome, UnavailableError))
-        links = await self._links.links_to(tuple(profiles), report)
+        links = await self._links.links_to(tuple(profiles), model.model, report)
         return {member: replace(profile, **links[member]) for member, profile in profiles.items()}
 
     async def _profile(
         self,
         member: Member,
+        neighbours: Sequence[Member],
         schemes: Sequence[str],
         model: ProfiledModel,
         report: Report,
@@ -112,7 +114,7 @@ class DeviceProfiler:
         """
         device = device_kind(member.description)
         subject = {"design": _DESIGN, "device": device, "shape": asdict(model.shape), "group_size": model.group_size}
-        subject["has_int8_kv_cache"] = model.has_int8_kv_cache
+        subject |= {"has_int8_kv_cache": model.has_int8_kv_cache, "busy_neighbours": len(neighbours)}
         parts = {
             scheme: self._cache.load(LatencyPoint, subject | {"scheme": scheme})
             for scheme in ("", *member.description.schemes)
@@ -121,13 +123,14 @@ class DeviceProfiler:
         if missing:
             doing = f"Measuring device {member.device_id} on a layer of the model"
             report(f"{doing}.")
-            async with StageLink.opened(member) as stage:
+            async with kept_busy(neighbours, model.model), StageLink.opened(member) as stage:
                 request = ProfileRequest(
                     model.model,
                     tuple(missing),
                     model.group_size,
                     is_fresh=is_fresh,
                     has_int8_kv_cache=model.has_int8_kv_cache,
+                    busy_neighbours=len(neighbours),
                 )
                 found = await stage.profile(request, counting(report, doing, "points"))
             for scheme in ("", *missing):

@@ -84,6 +84,7 @@ class CoordinatorServicer(coordinator_service_pb2_grpc.CoordinatorServiceService
             first.registration.device_id,
             first.registration.address,
             from_message(DeviceDescription, first.registration.description),
+            frozenset(first.registration.cores),
         )
         check_registration(member)
         await confirm_address(member)

@@ -12,3 +12,4 @@ class ProfileRequest:
     group_size: int
     is_fresh: bool = False
     has_int8_kv_cache: bool = False
+    busy_neighbours: int = 0

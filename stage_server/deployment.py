@@ -24,6 +24,7 @@ from stage_server.layout import BatchLayout
 from stage_server.model_slice import ModelSlice
 from stage_server.staging import Arriving, Staging
 from stage_server.tensors import payload_of, raw_of, tensor_of
+from stage_server.warm_up import warm_up
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +86,11 @@ class Deployment:
     def has_room(self) -> asyncio.Event:
         """Set while further frames may be submitted."""
         return self._worker.has_room
+
+    def warm_up(self) -> None:
+        """Computes before any frame has come; call it on the compute thread."""
+        max_rows = min(self.load.max_frame_tokens, self._cache.max_tokens)
+        warm_up(self._weights, self._run_of_layers, self._decoder.hidden_size, max_rows, self._device)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

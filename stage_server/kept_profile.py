@@ -38,6 +38,7 @@ class KeptProfile:
             "schemes": list(request.schemes),
             "group_size": request.group_size,
             "has_int8_kv_cache": request.has_int8_kv_cache,
+            "busy_neighbours": request.busy_neighbours,
         }
 
     def load(self) -> tuple[LatencyPoint, ...] | None:

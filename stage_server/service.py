@@ -54,6 +54,18 @@ class StageServicer(stage_service_pb2_grpc.StageServiceServicer):
             message = to_message(point, plan_pb2.LatencyPoint)
             yield pb.ProfileLayersResponse(point=message, points_done=done, points_total=total)
 
+    async def KeepBusy(  # noqa: N802
+        self,
+        request: pb.KeepBusyRequest,
+        context: Context,  # noqa: ARG002
+    ) -> AsyncIterator[pb.KeepBusyResponse]:
+        """See the contract."""
+        is_announced = False
+        async for _ in self._stage.keep_busy(request.model):
+            if not is_announced:
+                yield pb.KeepBusyResponse()
+                is_announced = True
+
     async def MeasureSensitivity(  # noqa: N802
         self,
         request: pb.MeasureSensitivityRequest,

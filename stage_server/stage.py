@@ -21,6 +21,7 @@ from llmpq.rating import RatingProgress, RatingRequest
 from llmpq.schemes import SCHEMES
 from llmpq.stage_load import LoadProgress, StageLoad
 from llmpq.stored_layers import read_stored_layers
+from stage_server.busy_work import busy_work
 from stage_server.deployment import Deployment
 from stage_server.device import ComputeDevice
 from stage_server.dry_allocation import require_memory
@@ -40,6 +41,7 @@ from stage_server.loader import ModelLoader
 from stage_server.model_slice import ModelSlice
 from stage_server.process_memory import process_bytes
 from stage_server.profiler import LayerProfiler
+from stage_server.sample_run import EXACT
 from stage_server.sensitivity import rate_layers
 from stage_server.slice_loading import SliceLoad
 
@@ -142,6 +144,17 @@ class Stage:
             kept.save(points)
             give_back_free_memory()
 
+    async def keep_busy(self, model: str) -> AsyncIterator[int]:
+        """Computes until nobody wants more; yields now and then, the first time when it is at work.
+
+        Raises:
+            NotFoundError, InvalidInputError, PreconditionError: As StageService.KeepBusy says.
+        """
+        async with self._analysing((EXACT.scheme,), EXACT.group_size):
+            loader = await self._on_thread(self._open, model)
+            async for num_done in self._iterate(busy_work(loader, self.device)):
+                yield num_done
+
     async def rate(self, request: RatingRequest) -> AsyncIterator[RatingProgress]:
         """Rates the layers of a model.
 
@@ -187,6 +200,7 @@ class Stage:
             device=self.device,
             executor=self._executor,
         )
+        await self._on_thread(deployment.warm_up)
         await self._deployed.enter_async_context(deployment.running())
         self.deployment = deployment
         log.info(

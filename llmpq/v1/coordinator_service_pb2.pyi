@@ -112,6 +112,7 @@ class StageRegistration(_message.Message):
     DEVICE_ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    CORES_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """Name of the device, unique in the cluster and stable over restarts."""
     address: _builtins.str
@@ -120,16 +121,21 @@ class StageRegistration(_message.Message):
     def description(self) -> _plan_pb2.DeviceDescription:
         """What the device is."""
 
+    @_builtins.property
+    def cores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The cores of its host that it computes on, if it is a CPU that is held to some."""
+
     def __init__(
         self,
         *,
         device_id: _builtins.str = ...,
         address: _builtins.str = ...,
         description: _plan_pb2.DeviceDescription | None = ...,
+        cores: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "description", b"description", "device_id", b"device_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cores", b"cores", "description", b"description", "device_id", b"device_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

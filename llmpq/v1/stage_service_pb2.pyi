@@ -108,6 +108,7 @@ class ProfileLayersRequest(_message.Message):
     GROUP_SIZE_FIELD_NUMBER: _builtins.int
     IS_FRESH_FIELD_NUMBER: _builtins.int
     HAS_INT8_KV_CACHE_FIELD_NUMBER: _builtins.int
+    BUSY_NEIGHBOURS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model to take a layer of: a directory or a .gguf file on this host, or a name on the Hugging Face Hub (`org/name` or
     `org/name@revision`), of which each stage fetches what it needs.
@@ -118,6 +119,8 @@ class ProfileLayersRequest(_message.Message):
     """Measure again what this stage's host has kept of an earlier profile of the same model by the same code."""
     has_int8_kv_cache: _builtins.bool
     """Measure with keys and values cached as int8."""
+    busy_neighbours: _builtins.int
+    """Other devices of the host that are kept busy meanwhile. An earlier profile beside another number is not taken."""
     @_builtins.property
     def schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Schemes to measure; empty means all that the device can run."""
@@ -130,10 +133,11 @@ class ProfileLayersRequest(_message.Message):
         group_size: _builtins.int = ...,
         is_fresh: _builtins.bool = ...,
         has_int8_kv_cache: _builtins.bool = ...,
+        busy_neighbours: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_size", b"group_size", "has_int8_kv_cache", b"has_int8_kv_cache", "is_fresh", b"is_fresh", "model", b"model", "schemes", b"schemes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_neighbours", b"busy_neighbours", "group_size", b"group_size", "has_int8_kv_cache", b"has_int8_kv_cache", "is_fresh", b"is_fresh", "model", b"model", "schemes", b"schemes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -170,6 +174,45 @@ class ProfileLayersResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProfileLayersResponse: _TypeAlias = ProfileLayersResponse  # noqa: Y015
+
+@_typing.final
+class KeepBusyRequest(_message.Message):
+    """Request of KeepBusy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Model, as in ProfileLayers."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeepBusyRequest: _TypeAlias = KeepBusyRequest  # noqa: Y015
+
+@_typing.final
+class KeepBusyResponse(_message.Message):
+    """Response of KeepBusy: the device is at work."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeepBusyResponse: _TypeAlias = KeepBusyResponse  # noqa: Y015
 
 @_typing.final
 class MeasureSensitivityRequest(_message.Message):

@@ -46,6 +46,11 @@ class StageServiceStub:
                 request_serializer=llmpq_dot_v1_dot_stage__service__pb2.ProfileLayersRequest.SerializeToString,
                 response_deserializer=llmpq_dot_v1_dot_stage__service__pb2.ProfileLayersResponse.FromString,
                 _registered_method=True)
+        self.KeepBusy = channel.unary_stream(
+                '/llmpq.v1.StageService/KeepBusy',
+                request_serializer=llmpq_dot_v1_dot_stage__service__pb2.KeepBusyRequest.SerializeToString,
+                response_deserializer=llmpq_dot_v1_dot_stage__service__pb2.KeepBusyResponse.FromString,
+                _registered_method=True)
         self.MeasureSensitivity = channel.unary_stream(
                 '/llmpq.v1.StageService/MeasureSensitivity',
                 request_serializer=llmpq_dot_v1_dot_stage__service__pb2.MeasureSensitivityRequest.SerializeToString,
@@ -93,6 +98,16 @@ class StageServiceServicer:
         - NOT_FOUND: no such model on this host or on the Hub. UNAVAILABLE: it may be on the Hub, which does not answer.
         - INVALID_ARGUMENT: not a model of a known family (the message lists them).
         - FAILED_PRECONDITION: a scheme that this device cannot run, or a deployment is loaded and computing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def KeepBusy(self, request, context):
+        """Computes layers of the model again and again until the call is cancelled. Devices of a host share its memory, so that
+        one is as fast as in a run only while the others are at work. Streams one message once it is.
+
+        Errors: as ProfileLayers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,6 +180,11 @@ def add_StageServiceServicer_to_server(servicer, server):
                     servicer.ProfileLayers,
                     request_deserializer=llmpq_dot_v1_dot_stage__service__pb2.ProfileLayersRequest.FromString,
                     response_serializer=llmpq_dot_v1_dot_stage__service__pb2.ProfileLayersResponse.SerializeToString,
+            ),
+            'KeepBusy': grpc.unary_stream_rpc_method_handler(
+                    servicer.KeepBusy,
+                    request_deserializer=llmpq_dot_v1_dot_stage__service__pb2.KeepBusyRequest.FromString,
+                    response_serializer=llmpq_dot_v1_dot_stage__service__pb2.KeepBusyResponse.SerializeToString,
             ),
             'MeasureSensitivity': grpc.unary_stream_rpc_method_handler(
                     servicer.MeasureSensitivity,
@@ -248,6 +268,33 @@ class StageService:
             '/llmpq.v1.StageService/ProfileLayers',
             llmpq_dot_v1_dot_stage__service__pb2.ProfileLayersRequest.SerializeToString,
             llmpq_dot_v1_dot_stage__service__pb2.ProfileLayersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeepBusy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llmpq.v1.StageService/KeepBusy',
+            llmpq_dot_v1_dot_stage__service__pb2.KeepBusyRequest.SerializeToString,
+            llmpq_dot_v1_dot_stage__service__pb2.KeepBusyResponse.FromString,
             options,
             channel_credentials,
             insecure,

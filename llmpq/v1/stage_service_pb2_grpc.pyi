@@ -29,6 +29,12 @@ class StageServiceStub:
     - INVALID_ARGUMENT: not a model of a known family (the message lists them).
     - FAILED_PRECONDITION: a scheme that this device cannot run, or a deployment is loaded and computing.
     """
+    KeepBusy: _aio.UnaryStreamMultiCallable[_stage_service_pb2.KeepBusyRequest, _stage_service_pb2.KeepBusyResponse]
+    """Computes layers of the model again and again until the call is cancelled. Devices of a host share its memory, so that
+    one is as fast as in a run only while the others are at work. Streams one message once it is.
+
+    Errors: as ProfileLayers.
+    """
     MeasureSensitivity: _aio.UnaryStreamMultiCallable[_stage_service_pb2.MeasureSensitivityRequest, _stage_service_pb2.MeasureSensitivityResponse]
     """Measures what quantizing each layer costs: runs the calibration tokens through the model one layer at a time,
     holding one layer of weights in memory. Streams progress, and each layer's ratings once they are known.
@@ -89,6 +95,18 @@ class StageServiceServicer(metaclass=_abc_1.ABCMeta):
         - NOT_FOUND: no such model on this host or on the Hub. UNAVAILABLE: it may be on the Hub, which does not answer.
         - INVALID_ARGUMENT: not a model of a known family (the message lists them).
         - FAILED_PRECONDITION: a scheme that this device cannot run, or a deployment is loaded and computing.
+        """
+
+    @_abc_1.abstractmethod
+    def KeepBusy(
+        self,
+        request: _stage_service_pb2.KeepBusyRequest,
+        context: _aio.ServicerContext[_stage_service_pb2.KeepBusyRequest, _abc.AsyncIterator[_stage_service_pb2.KeepBusyResponse]],
+    ) -> _abc.AsyncIterator[_stage_service_pb2.KeepBusyResponse]:
+        """Computes layers of the model again and again until the call is cancelled. Devices of a host share its memory, so that
+        one is as fast as in a run only while the others are at work. Streams one message once it is.
+
+        Errors: as ProfileLayers.
         """
 
     @_abc_1.abstractmethod

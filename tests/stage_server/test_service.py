@@ -326,10 +326,10 @@ async def test_a_stage_takes_up_no_more_than_the_next_large_frame(
         payload=np.random.default_rng(0).standard_normal((num_rows, width), dtype=np.float32).tobytes(),
     )
     may_compute, compute = threading.Event(), ModelSlice.hidden_states
-    monkeypatch.setattr(ModelSlice, "hidden_states", lambda *given: may_compute.wait(30) and compute(*given))
     async with stage_server() as (address, stage), result_sink() as (sink_address, sink):
         request = load_request(model, sink_address, stage=1, cuts=(1,), max_sequence_tokens=256, max_frame_tokens=256)
         await load(address, request)
+        monkeypatch.setattr(ModelSlice, "hidden_states", lambda *given: may_compute.wait(30) and compute(*given))
         async with ForwardStream(address) as stream:
 
             async def send_all() -> None:
@@ -481,6 +481,40 @@ async def test_a_profile_is_kept_until_a_fresh_one_is_asked_for(save_model: Save
     first, kept, fresh = profiles
     assert kept == first
     assert fresh != first
+
+
+async def test_a_profile_beside_another_number_of_busy_devices_is_measured_again(save_model: SaveModel) -> None:
+    """Devices of a host share its memory, so a time holds for as many at work only."""
+    directory, _ = save_model("opt")
+    async with stage_server() as (address, _), open_channel(address) as channel:
+        stub = stage_service_pb2_grpc.StageServiceStub(channel)
+        profiles = [
+            [
+                response.point
+                async for response in stub.ProfileLayers(
+                    pb.ProfileLayersRequest(model=directory, schemes=["w16"], busy_neighbours=number)
+                )
+            ]
+            for number in (0, 1, 0)
+        ]
+    alone, beside, again = profiles
+    assert beside != alone
+    assert again == alone
+
+
+async def test_a_stage_is_kept_busy_until_the_call_ends(save_model: SaveModel) -> None:
+    """It says once that it is at work, and takes a load when nobody wants it to be any more."""
+    directory, _ = save_model("opt")
+    async with stage_server() as (address, stage), result_sink() as (sink_address, _), open_channel(address) as channel:
+        call = stage_service_pb2_grpc.StageServiceStub(channel).KeepBusy(pb.KeepBusyRequest(model=directory))
+        assert isinstance(await call.read(), pb.KeepBusyResponse)
+        loading = asyncio.create_task(load(address, load_request(directory, sink_address)))
+        done, _ = await asyncio.wait({loading}, timeout=0.3)
+        assert not done
+        call.cancel()
+        await loading
+        assert stage.deployment is not None
+        await stage.unload()
 
 
 async def test_profile_and_ratings_cover_what_was_asked(save_model: SaveModel) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import struct
 import zlib
 from array import array
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, Self
@@ -63,6 +63,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         schemes: What it says that it can run.
         memory_budget_bytes: What it says that it has.
         cpu_class: What it says that its CPU is.
+        cores: What it says that it is held to.
         frame_delay_s: How long a frame takes.
 
     Attributes:
@@ -70,6 +71,9 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         frames: Every frame that it computed.
         num_profiled: Calls of ProfileLayers.
         num_links: Calls of MeasureLink.
+        is_busy: Whether it is kept busy.
+        busy_error: Raised by KeepBusy, if set.
+        on_measured: Called with "profile" or "link" when it is asked for one.
         ratings: Every MeasureSensitivity it was asked for.
         load_error: Raised by LoadStage, if set.
         profile_error: Raised by ProfileLayers, if set.
@@ -85,6 +89,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         schemes: tuple[str, ...] = ("w16", "w4"),
         memory_budget_bytes: int = 10**9,
         cpu_class: str = "avx2",
+        cores: tuple[int, ...] = (),
         frame_delay_s: float = 0.0,
     ) -> None:
         self.device_id = device_id
@@ -103,12 +108,16 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         self.frames: list[Frame] = []
         self.num_profiled = 0
         self.num_links = 0
+        self.is_busy = False
+        self.busy_error: Exception | None = None
+        self.on_measured: Callable[[str], None] = lambda _: None
         self.ratings: list[pb.MeasureSensitivityRequest] = []
         self.load_error: Exception | None = None
         self.profile_error: Exception | None = None
         self.link_error: Exception | None = None
         self.is_silent = False
         self._coordinator = coordinator
+        self._cores = cores
         self._slots: dict[int, list[int]] = {}
         self._next: ForwardStream | None = None
         self._deployment = AsyncExitStack()
@@ -156,6 +165,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         if self.profile_error:
             raise self.profile_error
         self.num_profiled += 1
+        self.on_measured("profile")
         parts = [(ModelPart.LAYER, scheme) for scheme in request.schemes]
         parts += [(ModelPart.EMBEDDING, ""), (ModelPart.HEAD, "")]
         points = [(part, scheme, phase, count) for part, scheme in parts for phase in Phase for count in (1, 4)]
@@ -170,6 +180,17 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
                 duration_ns=COMPUTE_NS * count,
             )
             yield pb.ProfileLayersResponse(point=point, points_done=done, points_total=len(points))
+
+    async def KeepBusy(self, request: pb.KeepBusyRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
+        """Until it is cancelled."""
+        if self.busy_error:
+            raise self.busy_error
+        self.is_busy = True
+        try:
+            yield pb.KeepBusyResponse()
+            await asyncio.Event().wait()
+        finally:
+            self.is_busy = False
 
     async def MeasureSensitivity(self, request: pb.MeasureSensitivityRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
         """The second layer is more sensitive than the first."""
@@ -207,6 +228,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         if self.link_error:
             raise self.link_error
         self.num_links += 1
+        self.on_measured("link")
         link = plan_pb2.LinkProfile(sender_id=self.device_id, latency_ns=LINK_LATENCY_NS, bytes_per_s=10**9)
         return pb.MeasureLinkResponse(link=link)
 
@@ -261,6 +283,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
             device_id=self.device_id,
             address=self.address,
             description=to_message(self.description, plan_pb2.DeviceDescription),
+            cores=self._cores,
         )
         async with open_channel(self._coordinator) as channel:
             call = coordinator_service_pb2_grpc.CoordinatorServiceStub(channel).RegisterStage(wait_for_ready=True)
