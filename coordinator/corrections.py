@@ -9,10 +9,10 @@ from llmpq.device import DeviceDescription, LatencyPoint, ModelPart, Phase
 from llmpq.measurements import MeasurementCache
 from llmpq.model import ModelShape
 
-#: Share of what a run shows that is taken over once there were others: one may have been disturbed, but hosts change.
-_LATER_GAIN = 0.5
+#: Share of what a run shows that is taken over: it may have been disturbed, but hosts change.
+_GAIN = 0.5
 #: What the factors are on. Those of another design are learned anew.
-_DESIGN = 2
+_DESIGN = 3
 #: A run that was off by more than this says nothing about the device.
 _MAX_RATIO = 3.0
 
@@ -33,17 +33,10 @@ class LatencyCorrection:
     decode: float = 1.0
 
     def learned(self, ratios: Mapping[Phase, float]) -> "LatencyCorrection":
-        """After a run that was predicted with this correction; a ratio is measured over predicted.
-
-        The first run of a phase counts wholly: it says more of runs than a profile, beside which nothing was computed.
-        """
-        if not ratios:
-            return self
-        known = {Phase.PREFILL: self.prefill, Phase.DECODE: self.decode}
-        steps = {phase: ratio ** (1.0 if known[phase] == 1 else _LATER_GAIN) for phase, ratio in ratios.items()}
+        """After a run that was predicted with this correction; a ratio is measured over predicted."""
         return LatencyCorrection(
-            prefill=self.prefill * steps.get(Phase.PREFILL, 1.0),
-            decode=self.decode * steps.get(Phase.DECODE, 1.0),
+            prefill=self.prefill * ratios.get(Phase.PREFILL, 1.0) ** _GAIN,
+            decode=self.decode * ratios.get(Phase.DECODE, 1.0) ** _GAIN,
         )
 
     def applied(self, point: LatencyPoint) -> LatencyPoint:

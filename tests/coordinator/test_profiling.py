@@ -97,7 +97,7 @@ async def test_a_plan_knows_of_schemes_that_it_may_not_use(bench: Bench) -> None
 
 
 async def test_a_plan_after_a_run_is_made_of_corrected_profiles(bench: Bench) -> None:
-    """Decode took 2/3 of the 3 ms predicted, so all is planned to take 2/3 of its time, but layers in prefill."""
+    """Decode took 2/3 of the 3 ms predicted, so all but layers in prefill is planned to take less, by the root of it."""
     async with bench.running():
         await bench.add_stage("a")
         options = PlanOptions(prefill_micro_batch=6, decode_micro_batch=6, num_lanes=1)
@@ -108,7 +108,7 @@ async def test_a_plan_after_a_run_is_made_of_corrected_profiles(bench: Bench) ->
     measured_over_predicted = COMPUTE_NS / 1e6 / 3
     for first, second in zip(before, after, strict=True):
         is_prefill = first.part is ModelPart.LAYER and first.phase is Phase.PREFILL
-        expected = first.duration_ns * (1 if is_prefill else measured_over_predicted)
+        expected = first.duration_ns * (1 if is_prefill else measured_over_predicted**0.5)
         assert second.duration_ns == pytest.approx(expected, abs=1)
 
 
