@@ -97,7 +97,7 @@ async def test_a_plan_knows_of_schemes_that_it_may_not_use(bench: Bench) -> None
 
 
 async def test_a_plan_after_a_run_is_made_of_corrected_profiles(bench: Bench) -> None:
-    """Decode took 2/3 of the 3 ms predicted, so all but layers in prefill is planned to take less, by the root of it."""
+    """Decode took 2/3 of the 3 ms predicted: all but layers in prefill is planned to take less, by the root of it."""
     async with bench.running():
         await bench.add_stage("a")
         options = PlanOptions(prefill_micro_batch=6, decode_micro_batch=6, num_lanes=1)
