@@ -8,7 +8,6 @@ import structlog
 
 from coordinator.cluster import Member
 from coordinator.links import StageLink
-from coordinator.neighbours import at_once, kept_busy
 from coordinator.results import ResultRouter
 from coordinator.status import Report
 from llmpq.device import LinkProfile
@@ -32,34 +31,24 @@ class LinkProfiler:
         self._router = router
         self._links: dict[tuple[str, str], LinkProfile] = {}
 
-    async def links_to(self, members: Sequence[Member], model: str, report: Report) -> dict[Member, dict[str, Any]]:
+    async def links_to(self, members: Sequence[Member], report: Report) -> dict[Member, dict[str, Any]]:
         """For each member, the fields of its profile that say what handing it a frame takes.
 
-        They are measured while the devices compute, as in a run: processes then take frames up later than idle ones.
         What the coordinator hands to a first stage has come from a last one: its latency has both ways. The mean of all
         senders stands for one that is not known.
-
-        Args:
-            members: All of a plan's devices.
-            model: What they compute layers of meanwhile.
-            report: Told what is being done.
         """
-        pairs = [(sender, receiver) for receiver in members for sender in (*members, None) if sender is not receiver]
-        if any(_key(*pair) not in self._links for pair in pairs):
-            async with kept_busy(at_once(members), model):
-                for pair in pairs:
-                    await self._find(*pair, report)
         links: dict[Member, dict[str, Any]] = {}
         for receiver in members:
-            found = [self._links[key] for pair in pairs if pair[1] is receiver and (key := _key(*pair)) in self._links]
-            links[receiver] = {"links": tuple(found)} | _mean(found)
+            found = [await self._link(sender, receiver, report) for sender in members if sender is not receiver]
+            found.append(await self._link(None, receiver, report))
+            links[receiver] = {"links": tuple(link for link in found if link)} | _mean([link for link in found if link])
         return links
 
     def learn(self, stages: Sequence[Member], payloads: Sequence[int], transit_ns: int) -> None:
         """Takes how long a frame of a run was on its way, from the coordinator over the stages and back.
 
-        A coordinator has answers to record besides. What the whole way took more or less than known is counted to the
-        first link, half of it: a run may be disturbed.
+        Processes that compute, and a coordinator that has answers to record, take frames up later than idle ones. What
+        the whole way took more or less than known is counted to the first link, half of it: a run may be disturbed.
 
         Args:
             stages: Those that it went through.
@@ -74,8 +63,8 @@ class LinkProfiler:
             latency_ns = max(links[0].latency_ns + round((transit_ns - known_s * 1e9) / 2), 0)
             self._links[keys[0]] = replace(links[0], latency_ns=latency_ns)
 
-    async def _find(self, sender: Member | None, receiver: Member, report: Report) -> None:
-        """Measures a link, if it can be now: if not, a batch cannot be run over it either, and will say so."""
+    async def _link(self, sender: Member | None, receiver: Member, report: Report) -> LinkProfile | None:
+        """A link; None if it cannot be measured now, for then a batch cannot be run over it either, and will say so."""
         key = _key(sender, receiver)
         if key not in self._links:
             report(
@@ -85,6 +74,7 @@ class LinkProfiler:
                 self._links[key] = await self._measure(sender, receiver)
             except MeshError as error:
                 log.warning("link.not_measured", receiver=receiver.device_id, error=error.message)
+        return self._links.get(key)
 
     async def _measure(self, sender: Member | None, receiver: Member) -> LinkProfile:
         if sender:

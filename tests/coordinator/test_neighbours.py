@@ -1,12 +1,11 @@
 """Which devices compute while another one of their host is measured."""
 
 import asyncio
-from itertools import product
 
 from bench import Bench
 
 from coordinator.cluster import Member
-from coordinator.neighbours import at_once, neighbours_of
+from coordinator.neighbours import neighbours_of
 from llmpq.device import DeviceDescription
 from llmpq.errors import PreconditionError
 
@@ -27,15 +26,15 @@ def test_neighbours_are_on_other_cores_of_the_same_host() -> None:
     assert neighbours_of(members[-1], members) == ()
 
 
-def test_devices_that_share_cores_do_not_compute_at_once() -> None:
-    """The first on each core does, whatever its host's other cores and other hosts do."""
-    members = (member("a", 0), member("b", 0, 1), member("c", 1), member("d", 0, host="two"))
-    assert [found.device_id for found in at_once(members)] == ["a", "c", "d"]
+def test_neighbours_do_not_wait_for_each_other() -> None:
+    """Of two on the same core the first is kept busy."""
+    first, second, third = member("first", 0), member("second", 1), member("third", 1)
+    assert neighbours_of(first, (first, second, third)) == (second,)
 
 
 async def test_a_device_is_measured_while_its_neighbours_are_busy(bench: Bench) -> None:
-    """Each in turn, and both while the links between them are measured; afterwards nobody is."""
-    measured: list[tuple[str, str, bool]] = []
+    """Each in turn; afterwards nobody is."""
+    measured: dict[str, bool] = {}
 
     def is_busy(name: str) -> bool:
         return bench.stages[name].is_busy
@@ -43,13 +42,12 @@ async def test_a_device_is_measured_while_its_neighbours_are_busy(bench: Bench) 
     async with bench.running():
         for core, (name, other) in enumerate((("a", "b"), ("b", "a"))):
             stage = await bench.add_stage(name, cores=(core,), cpu_class=f"class {core}")
-            stage.on_measured = lambda what, name=name, other=other: measured.append((what, name, is_busy(other)))
+            stage.on_profile = lambda name=name, other=other: measured.update({name: is_busy(other)})
         await bench.client.profile_devices(bench.model)
         async with asyncio.timeout(5):
             while is_busy("a") or is_busy("b"):  # noqa: ASYNC110 a call that was cancelled ends at its own time
                 await asyncio.sleep(0.01)
-    assert {(what, name) for what, name, _ in measured} == set(product(("profile", "link"), "ab"))
-    assert all(was_busy for *_, was_busy in measured)
+    assert measured == {"a": True, "b": True}
 
 
 async def test_a_neighbour_that_cannot_be_kept_busy_is_left_alone(bench: Bench) -> None:

@@ -73,7 +73,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         num_links: Calls of MeasureLink.
         is_busy: Whether it is kept busy.
         busy_error: Raised by KeepBusy, if set.
-        on_measured: Called with "profile" or "link" when it is asked for one.
+        on_profile: Called when it is profiled.
         ratings: Every MeasureSensitivity it was asked for.
         load_error: Raised by LoadStage, if set.
         profile_error: Raised by ProfileLayers, if set.
@@ -110,7 +110,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         self.num_links = 0
         self.is_busy = False
         self.busy_error: Exception | None = None
-        self.on_measured: Callable[[str], None] = lambda _: None
+        self.on_profile: Callable[[], None] = lambda: None
         self.ratings: list[pb.MeasureSensitivityRequest] = []
         self.load_error: Exception | None = None
         self.profile_error: Exception | None = None
@@ -165,7 +165,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         if self.profile_error:
             raise self.profile_error
         self.num_profiled += 1
-        self.on_measured("profile")
+        self.on_profile()
         parts = [(ModelPart.LAYER, scheme) for scheme in request.schemes]
         parts += [(ModelPart.EMBEDDING, ""), (ModelPart.HEAD, "")]
         points = [(part, scheme, phase, count) for part, scheme in parts for phase in Phase for count in (1, 4)]
@@ -228,7 +228,6 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         if self.link_error:
             raise self.link_error
         self.num_links += 1
-        self.on_measured("link")
         link = plan_pb2.LinkProfile(sender_id=self.device_id, latency_ns=LINK_LATENCY_NS, bytes_per_s=10**9)
         return pb.MeasureLinkResponse(link=link)
 
