@@ -1,17 +1,30 @@
-"""The links between the processes of a mesh, each measured once for as long as both its ends live."""
+"""The links between the processes of a mesh, each measured once for as long as both its ends live.
 
+Those within a host are kept on disk besides: a mesh that is started for a single call need not measure them again.
+"""
+
+import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import structlog
 
+import llmpq
 from coordinator.cluster import Member
+from coordinator.corrections import device_kind
 from coordinator.links import StageLink
+from coordinator.neighbours import at_once, host_of, kept_busy
 from coordinator.results import ResultRouter
 from coordinator.status import Report
+from llmpq.address import split_address
+from llmpq.cache_dir import cache_directory
+from llmpq.code_digest import code_digest
 from llmpq.device import LinkProfile
 from llmpq.errors import MeshError
+from llmpq.measurements import MeasurementCache
 from llmpq.rpc.link_probe import measure_link
 
 log = structlog.get_logger(__name__)
@@ -29,26 +42,41 @@ class LinkProfiler:
 
     def __init__(self, router: ResultRouter) -> None:
         self._router = router
+        self._cache = MeasurementCache(cache_directory() / "links")
         self._links: dict[tuple[str, str], LinkProfile] = {}
 
-    async def links_to(self, members: Sequence[Member], report: Report) -> dict[Member, dict[str, Any]]:
+    async def links_to(
+        self, members: Sequence[Member], model: str, report: Report, *, is_fresh: bool
+    ) -> dict[Member, dict[str, Any]]:
         """For each member, the fields of its profile that say what handing it a frame takes.
 
+        They are measured while the devices compute, as in a run: processes then take frames up later than idle ones.
         What the coordinator hands to a first stage has come from a last one: its latency has both ways. The mean of all
         senders stands for one that is not known.
+
+        Args:
+            members: All of a plan's devices.
+            model: What they compute layers of meanwhile.
+            report: Told what is being done.
+            is_fresh: Measure again what was measured before.
         """
+        pairs = [(sender, receiver) for receiver in members for sender in (*members, None) if sender is not receiver]
+        missing = [pair for pair in pairs if is_fresh or not self._is_known(*pair)]
+        if missing:
+            async with kept_busy(at_once(members), model):
+                for pair in missing:
+                    await self._find(*pair, report)
         links: dict[Member, dict[str, Any]] = {}
         for receiver in members:
-            found = [await self._link(sender, receiver, report) for sender in members if sender is not receiver]
-            found.append(await self._link(None, receiver, report))
-            links[receiver] = {"links": tuple(link for link in found if link)} | _mean([link for link in found if link])
+            found = [self._links[key] for pair in pairs if pair[1] is receiver and (key := _key(*pair)) in self._links]
+            links[receiver] = {"links": tuple(found)} | _mean(found)
         return links
 
     def learn(self, stages: Sequence[Member], payloads: Sequence[int], transit_ns: int) -> None:
         """Takes how long a frame of a run was on its way, from the coordinator over the stages and back.
 
-        Processes that compute, and a coordinator that has answers to record, take frames up later than idle ones. What
-        the whole way took more or less than known is counted to the first link, half of it: a run may be disturbed.
+        A coordinator has answers to record besides. What the whole way took more or less than known is counted to the
+        first link, half of it: a run may be disturbed.
 
         Args:
             stages: Those that it went through.
@@ -63,18 +91,29 @@ class LinkProfiler:
             latency_ns = max(links[0].latency_ns + round((transit_ns - known_s * 1e9) / 2), 0)
             self._links[keys[0]] = replace(links[0], latency_ns=latency_ns)
 
-    async def _link(self, sender: Member | None, receiver: Member, report: Report) -> LinkProfile | None:
-        """A link; None if it cannot be measured now, for then a batch cannot be run over it either, and will say so."""
+    def _is_known(self, sender: Member | None, receiver: Member) -> bool:
+        """Whether a link was measured before: between these processes or, within a host, between others like them."""
         key = _key(sender, receiver)
-        if key not in self._links:
-            report(
-                f"Measuring the link from {sender.device_id if sender else 'the coordinator'} to {receiver.device_id}."
-            )
-            try:
-                self._links[key] = await self._measure(sender, receiver)
-            except MeshError as error:
-                log.warning("link.not_measured", receiver=receiver.device_id, error=error.message)
-        return self._links.get(key)
+        if key not in self._links and self._is_within_host(sender, receiver):
+            for link in self._cache.load(LinkProfile, _subject(sender, receiver)) or ():
+                self._links[key] = replace(link, sender_id=sender.device_id if sender else "")
+        return key in self._links
+
+    async def _find(self, sender: Member | None, receiver: Member, report: Report) -> None:
+        """Measures a link, if it can be now: if not, a batch cannot be run over it either, and will say so."""
+        report(f"Measuring the link from {sender.device_id if sender else 'the coordinator'} to {receiver.device_id}.")
+        try:
+            link = self._links[_key(sender, receiver)] = await self._measure(sender, receiver)
+        except MeshError as error:
+            log.warning("link.not_measured", receiver=receiver.device_id, error=error.message)
+            return
+        if self._is_within_host(sender, receiver):
+            with suppress(OSError):
+                self._cache.save(_subject(sender, receiver), (link,))
+
+    def _is_within_host(self, sender: Member | None, receiver: Member) -> bool:
+        own_host, _ = split_address(self._router.address, "address")
+        return host_of(receiver) == (host_of(sender) if sender else own_host)
 
     async def _measure(self, sender: Member | None, receiver: Member) -> LinkProfile:
         if sender:
@@ -88,6 +127,12 @@ class LinkProfiler:
 
 def _key(sender: Member | None, receiver: Member) -> tuple[str, str]:
     return sender.lease_id if sender else _COORDINATOR, receiver.lease_id
+
+
+def _subject(sender: Member | None, receiver: Member) -> dict[str, Any]:
+    """What a link within a host depends on."""
+    ends = [(device_kind(end.description), sorted(end.cores)) if end else None for end in (sender, receiver)]
+    return {"host": (platform.node(), host_of(receiver)), "ends": ends, "code": code_digest(Path(llmpq.__file__))}
 
 
 def _mean(links: Sequence[LinkProfile]) -> dict[str, int]:

@@ -18,17 +18,22 @@ def host_of(member: Member) -> str:
     return split_address(member.address, "address")[0]
 
 
-def neighbours_of(member: Member, members: Iterable[Member]) -> tuple[Member, ...]:
-    """Those of the members that can compute while this one does: on the same host, each on cores that no other has.
-
-    What is not held to cores, and so no GPU, has none and is none.
-    """
-    taken, found = set(member.cores), []
-    for other in members if taken else ():
-        if other.cores and taken.isdisjoint(other.cores) and host_of(other) == host_of(member):
-            taken |= other.cores
-            found.append(other)
+def at_once(members: Iterable[Member]) -> tuple[Member, ...]:
+    """Those that can compute at the same time: held to cores, and so no GPUs, each on some that none before it has."""
+    taken: set[tuple[str, int]] = set()
+    found = []
+    for member in members:
+        cores = {(host_of(member), core) for core in member.cores}
+        if cores and taken.isdisjoint(cores):
+            taken |= cores
+            found.append(member)
     return tuple(found)
+
+
+def neighbours_of(member: Member, members: Iterable[Member]) -> tuple[Member, ...]:
+    """Those of the members that can compute on the same host while this one does."""
+    others = (other for other in members if host_of(other) == host_of(member))
+    return at_once((member, *others))[1:] if member.cores else ()
 
 
 @asynccontextmanager

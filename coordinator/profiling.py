@@ -94,7 +94,7 @@ class DeviceProfiler:
                 report(f"Planning without device {member.device_id}: {outcome.message}")
         if not profiles:
             raise next(outcome for outcome in outcomes if isinstance(outcome, UnavailableError))
-        links = await self._links.links_to(tuple(profiles), report)
+        links = await self._links.links_to(tuple(profiles), model.model, report, is_fresh=is_fresh)
         return {member: replace(profile, **links[member]) for member, profile in profiles.items()}
 
     async def _profile(

@@ -1,5 +1,6 @@
 """How long a frame takes to another process: measured with frames that are acknowledged and dropped."""
 
+import asyncio
 import time
 from statistics import median
 
@@ -14,7 +15,9 @@ PROBE_DEPLOYMENT = "llmpq.link-probe"
 
 #: Bytes of the payloads, from a token to a prefill micro-batch.
 _PAYLOAD_BYTES = (4, 2**14, 2**17, 2**19, 2**20)
-_NUM_RUNS = 11
+_NUM_RUNS = 7
+#: Time between two of them. Frames follow one another like this, and meanwhile a device that computes takes the caches.
+_PAUSE_S = 0.005
 
 
 async def measure_link(sender_id: str, address: str) -> LinkProfile:
@@ -63,6 +66,7 @@ async def _round_trip_s(stream: ForwardStream, num_bytes: int) -> float:
     )
     durations = []
     for _ in range(_NUM_RUNS):
+        await asyncio.sleep(_PAUSE_S)
         started = time.perf_counter()
         await stream.send(frame, is_asking=True)
         await stream.acknowledged()

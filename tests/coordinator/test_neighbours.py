@@ -5,7 +5,7 @@ import asyncio
 from bench import Bench
 
 from coordinator.cluster import Member
-from coordinator.neighbours import neighbours_of
+from coordinator.neighbours import at_once, neighbours_of
 from llmpq.device import DeviceDescription
 from llmpq.errors import PreconditionError
 
@@ -26,10 +26,10 @@ def test_neighbours_are_on_other_cores_of_the_same_host() -> None:
     assert neighbours_of(members[-1], members) == ()
 
 
-def test_neighbours_do_not_wait_for_each_other() -> None:
-    """Of two on the same core the first is kept busy."""
-    first, second, third = member("first", 0), member("second", 1), member("third", 1)
-    assert neighbours_of(first, (first, second, third)) == (second,)
+def test_devices_that_share_cores_do_not_compute_at_once() -> None:
+    """The first on each core does, whatever its host's other cores and other hosts do."""
+    members = (member("a", 0), member("b", 0, 1), member("c", 1), member("d", 0, host="two"))
+    assert [found.device_id for found in at_once(members)] == ["a", "c", "d"]
 
 
 async def test_a_device_is_measured_while_its_neighbours_are_busy(bench: Bench) -> None:

@@ -63,6 +63,20 @@ async def test_a_run_corrects_the_link_from_the_coordinator(bench: Bench) -> Non
     assert after[second].links == before[second].links
 
 
+async def test_links_within_a_host_are_kept_until_fresh_ones_are_asked_for(bench: Bench) -> None:
+    """Processes that start later have the links of those before on the same cores, and not those of others."""
+    num_measured = []
+    for core in (1, 1, 2):
+        async with bench.running():
+            stage = await bench.add_stage("a", cores=(core,))
+            (profile,) = await bench.client.profile_devices(bench.model)
+            assert [link.sender_id for link in profile.links] == [""]
+            num_measured.append(stage.num_links)
+            await bench.client.profile_devices(bench.model, is_fresh=True)
+            assert stage.num_links == num_measured[-1] + 1
+    assert num_measured == [1, 0, 1]
+
+
 async def test_a_link_that_cannot_be_measured_is_left_out(bench: Bench) -> None:
     """A plan is made all the same: without links that a stage cannot measure."""
     async with bench.running():
