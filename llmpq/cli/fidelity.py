@@ -24,8 +24,10 @@ from llmpq.plan import PlanOptions
 from llmpq.schemes import SCHEMES
 from llmpq.tokenizer import load_tokenizer
 
+#: Requests of drawn batches: some seconds of work, because starting is a part of short ones and waits for the host.
+_REQUESTS = (8, 16, 24, 32, 48)
 #: Prompt and new tokens of a drawn batch, in all.
-_MAX_PROMPT_TOKENS, _MAX_NEW_TOKENS = 3000, 500
+_MAX_PROMPT_TOKENS, _MAX_NEW_TOKENS = 8000, 2000
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def _tokens_of_text(model: str) -> list[int]:
 
 
 def _draw_run(source: random.Random, shape: ModelShape, schemes: list[str], words: list[int]) -> _DrawnRun:
-    requests = source.choice((4, 8, 12, 16, 24))
+    requests = source.choice(_REQUESTS)
     prompt_tokens = min(source.randint(16, 256), _MAX_PROMPT_TOKENS // requests, shape.max_positions // 2)
     new_tokens = min(source.randint(8, 64), _MAX_NEW_TOKENS // requests, shape.max_positions // 2)
     chosen = source.sample(schemes, source.randint(1, min(2, len(schemes))))
