@@ -1,7 +1,7 @@
 """Predicted against measured, on micro-batches that no profile has: through a stage's own executor."""
 
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
 from coordinator.cluster import Member
@@ -45,7 +45,7 @@ class FidelityMeter:
     planner_address: str
     router: ResultRouter
 
-    async def results(self, num_workloads: int, seed: int) -> AsyncIterator[FidelityResult]:
+    async def results(self, num_workloads: int, seed: int) -> AsyncGenerator[FidelityResult, None]:
         """Draws workloads and measures them one after another; what is drawn depends on seed and device alone.
 
         Raises:

@@ -31,6 +31,11 @@ log = structlog.get_logger(__name__)
 
 #: A sender, by its lease; the coordinator has none.
 _COORDINATOR = ""
+#: How links are measured. Those of another design are measured again.
+_DESIGN = 1
+
+#: Sender, if that is not the coordinator, and receiver.
+Pair = tuple[Member | None, Member]
 
 
 class LinkProfiler:
@@ -50,7 +55,7 @@ class LinkProfiler:
     ) -> dict[Member, dict[str, Any]]:
         """For each member, the fields of its profile that say what handing it a frame takes.
 
-        They are measured while the devices compute, as in a run: processes then take frames up later than idle ones.
+        They are measured while those CPUs compute that can do so at once: processes then take frames up as in a run.
         What the coordinator hands to a first stage has come from a last one: its latency has both ways. The mean of all
         senders stands for one that is not known.
 
@@ -61,11 +66,16 @@ class LinkProfiler:
             is_fresh: Measure again what was measured before.
         """
         pairs = [(sender, receiver) for receiver in members for sender in (*members, None) if sender is not receiver]
-        missing = [pair for pair in pairs if is_fresh or not self._is_known(*pair)]
+        busy = at_once(members)
+        if not is_fresh:
+            self._recall(pairs, busy)
+        missing = [pair for pair in pairs if is_fresh or _key(*pair) not in self._links]
         if missing:
-            async with kept_busy(at_once(members), model):
+            async with kept_busy(busy, model) as num_busy:
                 for pair in missing:
                     await self._find(*pair, report)
+            if num_busy == len(busy):
+                self._keep(missing, busy)
         links: dict[Member, dict[str, Any]] = {}
         for receiver in members:
             found = [self._links[key] for pair in pairs if pair[1] is receiver and (key := _key(*pair)) in self._links]
@@ -91,25 +101,27 @@ class LinkProfiler:
             latency_ns = max(links[0].latency_ns + round((transit_ns - known_s * 1e9) / 2), 0)
             self._links[keys[0]] = replace(links[0], latency_ns=latency_ns)
 
-    def _is_known(self, sender: Member | None, receiver: Member) -> bool:
-        """Whether a link was measured before: between these processes or, within a host, between others like them."""
-        key = _key(sender, receiver)
-        if key not in self._links and self._is_within_host(sender, receiver):
-            for link in self._cache.load(LinkProfile, _subject(sender, receiver)) or ():
-                self._links[key] = replace(link, sender_id=sender.device_id if sender else "")
-        return key in self._links
+    def _recall(self, pairs: Sequence[Pair], busy: Sequence[Member]) -> None:
+        """Takes what was measured within a host between other processes like these."""
+        for sender, receiver in pairs:
+            key = _key(sender, receiver)
+            if key not in self._links and self._is_within_host(sender, receiver):
+                for link in self._cache.load(LinkProfile, _subject(sender, receiver, busy)) or ():
+                    self._links[key] = replace(link, sender_id=sender.device_id if sender else "")
+
+    def _keep(self, pairs: Sequence[Pair], busy: Sequence[Member]) -> None:
+        for pair in pairs:
+            if _key(*pair) in self._links and self._is_within_host(*pair):
+                with suppress(OSError):
+                    self._cache.save(_subject(*pair, busy), (self._links[_key(*pair)],))
 
     async def _find(self, sender: Member | None, receiver: Member, report: Report) -> None:
         """Measures a link, if it can be now: if not, a batch cannot be run over it either, and will say so."""
         report(f"Measuring the link from {sender.device_id if sender else 'the coordinator'} to {receiver.device_id}.")
         try:
-            link = self._links[_key(sender, receiver)] = await self._measure(sender, receiver)
+            self._links[_key(sender, receiver)] = await self._measure(sender, receiver)
         except MeshError as error:
             log.warning("link.not_measured", receiver=receiver.device_id, error=error.message)
-            return
-        if self._is_within_host(sender, receiver):
-            with suppress(OSError):
-                self._cache.save(_subject(sender, receiver), (link,))
 
     def _is_within_host(self, sender: Member | None, receiver: Member) -> bool:
         own_host, _ = split_address(self._router.address, "address")
@@ -129,10 +141,12 @@ def _key(sender: Member | None, receiver: Member) -> tuple[str, str]:
     return sender.lease_id if sender else _COORDINATOR, receiver.lease_id
 
 
-def _subject(sender: Member | None, receiver: Member) -> dict[str, Any]:
-    """What a link within a host depends on."""
+def _subject(sender: Member | None, receiver: Member, busy: Sequence[Member]) -> dict[str, Any]:
+    """What a link within a host depends on: its ends, who computes meanwhile, and the code that frames go through."""
     ends = [(device_kind(end.description), sorted(end.cores)) if end else None for end in (sender, receiver)]
-    return {"host": (platform.node(), host_of(receiver)), "ends": ends, "code": code_digest(Path(llmpq.__file__))}
+    computing = sorted([host_of(member), *sorted(member.cores)] for member in busy)
+    code = code_digest(Path(llmpq.__file__))
+    return {"design": _DESIGN, "host": platform.node(), "ends": ends, "computing": computing, "code": code}
 
 
 def _mean(links: Sequence[LinkProfile]) -> dict[str, int]:

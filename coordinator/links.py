@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # grpc's classes are generic for type checkers only
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import grpc
 
 from coordinator.cluster import Member
 from llmpq.device import LatencyPoint, LinkProfile
-from llmpq.errors import InternalError
+from llmpq.errors import InternalError, UnavailableError
 from llmpq.messages import from_message, to_message
 from llmpq.plan import LayerSensitivity, Plan, PlanningProblem
 from llmpq.profile_request import ProfileRequest
@@ -29,7 +30,9 @@ OnMeasured = Callable[[int, int], None]
 
 #: Deadline of a question that somebody waits for and that a stage answers from memory.
 _PROBE_DEADLINE_S = 2.0
-#: Deadline of a measurement that sends a few dozen MB.
+#: How long a stage may take until it is busy: it may have to open the model.
+_BUSY_DEADLINE_S = 60.0
+#: Deadline of a measurement that sends a dozen MB.
 _LINK_DEADLINE_S = 60.0
 
 
@@ -75,11 +78,20 @@ class StageLink:
 
     @asynccontextmanager
     async def kept_busy(self, model: str) -> AsyncIterator[None]:
-        """Has the device compute layers of a model while the block runs."""
+        """Has the device compute layers of a model while the block runs.
+
+        Raises:
+            UnavailableError: It is not at work in time.
+        """
         call = self._stub.KeepBusy(stage_pb.KeepBusyRequest(model=model))
         try:
             with rpc_errors(self._peer):
-                await call.read()
+                try:
+                    async with asyncio.timeout(_BUSY_DEADLINE_S):
+                        await call.read()
+                except TimeoutError as error:
+                    message = f"The {self._peer} does not begin to compute."
+                    raise UnavailableError(message, subject=self._peer) from error
             yield
         finally:
             call.cancel()

@@ -1,5 +1,7 @@
 """Devices of one host share its memory: how fast one is in a run shows only while the others compute as well."""
 
+import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -36,19 +38,36 @@ def neighbours_of(member: Member, members: Iterable[Member]) -> tuple[Member, ..
     return at_once((member, *others))[1:] if member.cores else ()
 
 
+class HostTurns:
+    """Who measures on a host has it for itself: two who kept each other's devices busy would wait for ever."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    @asynccontextmanager
+    async def on(self, members: Iterable[Member]) -> AsyncIterator[None]:
+        """Waits for the turn on all hosts of the members, and has it while the block runs."""
+        async with AsyncExitStack() as stack:
+            for host in sorted(set(map(host_of, members))):  # in one order, so that nobody waits in a circle
+                await stack.enter_async_context(self._locks[host])
+            yield
+
+
 @asynccontextmanager
-async def kept_busy(members: Sequence[Member], model: str) -> AsyncIterator[None]:
-    """Has them compute while the block runs. One that cannot is left alone: it may be computing already.
+async def kept_busy(members: Sequence[Member], model: str) -> AsyncIterator[int]:
+    """Has them compute while the block runs, and gives how many do. One that cannot is left alone.
 
     Args:
         members: Stage servers.
         model: Of which they compute layers.
     """
+    num_busy = 0
     async with AsyncExitStack() as stack:
         for member in members:
             try:
                 stage = await stack.enter_async_context(StageLink.opened(member))
                 await stack.enter_async_context(stage.kept_busy(model))
+                num_busy += 1
             except MeshError as error:
-                log.info("neighbour.not_kept_busy", device=member.device_id, reason=error.reason)
-        yield
+                log.warning("neighbour.not_kept_busy", device=member.device_id, reason=error.reason)
+        yield num_busy

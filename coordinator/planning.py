@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from coordinator.cluster import Member
 from coordinator.fidelity import FidelityMeter
 from coordinator.link_profiling import LinkProfiler
 from coordinator.links import PlanProgress, create_plan
-from coordinator.neighbours import kept_busy, neighbours_of
+from coordinator.neighbours import HostTurns, kept_busy, neighbours_of
 from coordinator.omega import REFERENCE_SCHEME
 from coordinator.plan_options import check_layers
 from coordinator.profiling import DeviceProfiler, ProfiledModel
@@ -60,7 +61,8 @@ class Planning:
         self._rater = LayerRater()
         self._router = router
         self._links = LinkProfiler(router)
-        self._profiler = DeviceProfiler(self._cache, self._links)
+        self._turns = HostTurns()
+        self._profiler = DeviceProfiler(self._cache, self._links, self._turns)
 
     async def plan(self, work: Work, members: Sequence[Member], report: Report) -> Plan:
         """The plan for some work on the members.
@@ -199,8 +201,13 @@ class Planning:
             meter = FidelityMeter(
                 member, profile, schemes, model, shape, group_size, self.planner_address, self._router
             )
-            async with kept_busy(neighbours_of(member, profiles), model):
-                async for result in meter.results(num_workloads, seed):
+            neighbours = neighbours_of(member, profiles)
+            async with (
+                self._turns.on((member,)),
+                kept_busy(neighbours, model),
+                aclosing(meter.results(num_workloads, seed)) as results,
+            ):
+                async for result in results:
                     yield result
 
     async def _profiles(

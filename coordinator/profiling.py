@@ -11,7 +11,7 @@ from coordinator.cluster import Member
 from coordinator.corrections import CorrectionStore, device_kind, mean_ratios
 from coordinator.link_profiling import LinkProfiler
 from coordinator.links import StageLink
-from coordinator.neighbours import host_of, kept_busy, neighbours_of
+from coordinator.neighbours import HostTurns, kept_busy, neighbours_of
 from coordinator.status import Report, counting
 from llmpq.device import DeviceDescription, DeviceProfile, LatencyPoint, Phase
 from llmpq.errors import UnavailableError
@@ -48,11 +48,13 @@ class DeviceProfiler:
     Args:
         cache: Of what was measured before.
         links: Measures the links.
+        turns: Who measures when.
     """
 
-    def __init__(self, cache: MeasurementCache, links: LinkProfiler) -> None:
+    def __init__(self, cache: MeasurementCache, links: LinkProfiler, turns: HostTurns) -> None:
         self._cache = cache
         self._links = links
+        self._turns = turns
         self._corrections = CorrectionStore(cache)
 
     async def profiles(
@@ -77,14 +79,19 @@ class DeviceProfiler:
             UnavailableError: None can be reached.
             MeshError: As ProfileLayers.
         """
-        turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
         async def in_turn(member: Member, schemes: Sequence[str]) -> DeviceProfile:
-            async with turns[host_of(member)]:
+            async with self._turns.on((member,)):
                 neighbours = neighbours_of(member, usable)
                 return await self._profile(member, neighbours, schemes, model, report, is_fresh=is_fresh)
 
-        outcomes = await asyncio.gather(*(_unless_unavailable(in_turn(*item)) for item in usable.items()))
+        turns = [asyncio.ensure_future(_unless_unavailable(in_turn(*item))) for item in usable.items()]
+        try:
+            outcomes = await asyncio.gather(*turns)
+        finally:  # of those that are left, should one have failed otherwise
+            for turn in turns:
+                turn.cancel()
+            await asyncio.gather(*turns, return_exceptions=True)
         profiles: dict[Member, DeviceProfile] = {}
         for member, outcome in zip(usable, outcomes, strict=True):
             if isinstance(outcome, DeviceProfile):
@@ -94,7 +101,8 @@ class DeviceProfiler:
                 report(f"Planning without device {member.device_id}: {outcome.message}")
         if not profiles:
             raise next(outcome for outcome in outcomes if isinstance(outcome, UnavailableError))
-        links = await self._links.links_to(tuple(profiles), model.model, report, is_fresh=is_fresh)
+        async with self._turns.on(profiles):
+            links = await self._links.links_to(tuple(profiles), model.model, report, is_fresh=is_fresh)
         return {member: replace(profile, **links[member]) for member, profile in profiles.items()}
 
     async def _profile(
@@ -121,18 +129,15 @@ class DeviceProfiler:
         }
         missing = [scheme for scheme in schemes if is_fresh or parts[scheme] is None or parts[""] is None]
         if missing:
-            doing = f"Measuring device {member.device_id} on a layer of the model"
-            report(f"{doing}.")
-            async with kept_busy(neighbours, model.model), StageLink.opened(member) as stage:
-                request = ProfileRequest(
-                    model.model,
-                    tuple(missing),
-                    model.group_size,
-                    is_fresh=is_fresh,
-                    has_int8_kv_cache=model.has_int8_kv_cache,
-                    busy_neighbours=len(neighbours),
-                )
-                found = await stage.profile(request, counting(report, doing, "points"))
+            request = ProfileRequest(
+                model.model,
+                tuple(missing),
+                model.group_size,
+                is_fresh=is_fresh,
+                has_int8_kv_cache=model.has_int8_kv_cache,
+                busy_neighbours=len(neighbours),
+            )
+            found = await _measured(member, neighbours, request, report)
             for scheme in ("", *missing):
                 parts[scheme] = tuple(point for point in found if point.scheme == scheme)
                 self._cache.save(subject | {"scheme": scheme}, parts[scheme] or ())
@@ -151,6 +156,21 @@ class DeviceProfiler:
             of_kind[repr(device_kind(description))].append(number)
         for numbers in of_kind.values():
             self._corrections.learn(stages[numbers[0]], shape, mean_ratios([ratios[number] for number in numbers]))
+
+
+async def _measured(
+    member: Member, neighbours: Sequence[Member], request: ProfileRequest, report: Report
+) -> tuple[LatencyPoint, ...]:
+    """What the stage has kept of an earlier profile, or else measures while its neighbours are kept busy."""
+    doing = f"Measuring device {member.device_id} on a layer of the model"
+    report(f"{doing}.")
+    async with StageLink.opened(member) as stage:
+        kept = () if request.is_fresh else await stage.profile(replace(request, only_kept=True), lambda *_: None)
+        if kept:
+            return kept
+        async with kept_busy(neighbours, request.model) as num_busy:
+            beside = replace(request, busy_neighbours=num_busy)
+            return await stage.profile(beside, counting(report, doing, "points"))
 
 
 async def _unless_unavailable(profiling: Awaitable[DeviceProfile]) -> DeviceProfile | UnavailableError:

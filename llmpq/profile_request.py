@@ -13,3 +13,4 @@ class ProfileRequest:
     is_fresh: bool = False
     has_int8_kv_cache: bool = False
     busy_neighbours: int = 0
+    only_kept: bool = False

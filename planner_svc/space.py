@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from heapq import nsmallest
-from itertools import chain, combinations, count, islice, product, takewhile
+from itertools import count, islice, takewhile
 from math import ceil, inf
 
 import numpy as np
@@ -14,8 +13,9 @@ from llmpq.memory import layer_bytes
 from llmpq.plan import LayerPrecision, Plan, StagePlan
 from llmpq.schemes import SCHEMES
 from planner_svc.assignment import AssignmentProblem, Floats
-from planner_svc.cost import CostModel, profiles_alike
+from planner_svc.cost import CostModel
 from planner_svc.milp import Assignment
+from planner_svc.orders import Order, orders_of
 from planner_svc.quality import omega_matrix
 from planner_svc.schedule import Setting
 from planner_svc.stage_costs import StagePricing
@@ -26,20 +26,14 @@ from planner_svc.workload import Load
 #: number of seconds does not.
 DEFAULT_THETA_SHARE = 0.25
 
-#: Orders that are tried at most; four unlike devices have 64.
-MAX_ORDERS = 100
 #: Candidates that are tried at most, orders with the most devices first. Four unlike devices have about 5,000.
 MAX_CANDIDATES = 8_000
 
-#: Orders that are compared at most, those of most kinds first: many unlike devices have millions.
-_MAX_COMPARED = 1_000
 #: Settings at which orders are compared where they are too many.
 _NUM_SAMPLED = 3
 
 #: Prompts are not cut into fewer rows: most devices then wait for weights instead of computing.
 MIN_CUT_TOKENS = 256
-
-Order = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ class SearchSpace:
     @cached_property
     def candidates(self) -> list[Candidate]:
         """The combinations of order and setting, `MAX_CANDIDATES` at most."""
-        everything = (Candidate(order, setting) for order in self.orders() for setting in self.settings(order))
+        everything = (Candidate(order, setting) for order in self.orders for setting in self.settings(order))
         return list(islice(everything, MAX_CANDIDATES))
 
     @cached_property
@@ -110,41 +104,12 @@ class SearchSpace:
         """Whether plans that fit the memory may be refused all the same."""
         return self.options.quality_budget is not None or bool(self.options.deadline_s)
 
-    def orders(self) -> Iterator[Order]:
-        """Ordered selections of devices that can hold a layer; of those that differ in names only, one.
-
-        Where these are more than `MAX_ORDERS`, devices of a kind stay together and all are taken or none, as in LLM-PQ;
-        but any may be the first or the last, which have the embedding and the head. Of the orders that only differ
-        inside one is tried: times and memory depend on the ends, and on which devices there are. Where even these are
-        more than `MAX_ORDERS`, those of the first thousand are taken whose bounds at a few settings are the lowest.
-        """
-        return iter(self._orders)
-
     @cached_property
-    def _orders(self) -> list[Order]:
-        usable = [device_id for device_id, schemes in self.usable.items() if schemes]
-        kinds: list[list[str]] = []
-        for device_id in usable:
-            profile = self.cost.devices[device_id]
-            alike = next((kind for kind in kinds if profiles_alike(self.cost.devices[kind[0]], profile)), None)
-            if alike is None:
-                kinds.append([device_id])
-            else:
-                alike.append(device_id)
+    def orders(self) -> list[Order]:
+        """The orders of devices that can hold a layer; see `orders_of`."""
+        usable = {device_id: self.cost.devices[device_id] for device_id, schemes in self.usable.items() if schemes}
         most = min(len(usable), self.num_rows)
-        fewest = most if self.options.use_all_devices else 1
-        selections = (order for size in range(most, fewest - 1, -1) for order in _selections(kinds, size))
-        some = list(islice(selections, MAX_ORDERS + 1))
-        if len(some) <= MAX_ORDERS:
-            return some
-        kind_of = {device_id: number for number, kind in enumerate(kinds) for device_id in kind}
-        orders: dict[tuple[int, ...], Order] = {}
-        together = (order[:most] for order in _kinds_together(kinds) if fewest <= len(order))
-        for order in islice(together, _MAX_COMPARED):
-            sketch = (kind_of[order[0]], kind_of[order[-1]], *sorted(kind_of[device_id] for device_id in order))
-            orders.setdefault(sketch, order)
-        found = list(orders.values())
-        return found if len(found) <= MAX_ORDERS else nsmallest(MAX_ORDERS, found, key=self._order_bound_s)
+        return orders_of(usable, most if self.options.use_all_devices else 1, most, self._order_bound_s)
 
     def _order_bound_s(self, order: Order) -> float:
         """The lowest bound on the time at a few settings; infinite if the model fits at none of them."""
@@ -316,29 +281,5 @@ def _precision(scheme: str, group_size: int) -> LayerPrecision:
     return LayerPrecision(scheme, group_size if SCHEMES[scheme].is_grouped else 0)
 
 
-def _kinds_together(kinds: Sequence[Sequence[str]]) -> Iterator[Order]:
-    """Any selection of kinds, one after another: any first, and any other one, or a device of the same, last."""
-    for num_kinds in range(len(kinds), 0, -1):
-        for chosen in combinations(kinds, num_kinds):
-            for first, last in product(chosen, chosen):
-                inside = chain.from_iterable(kind for kind in chosen if kind is not first and kind is not last)
-                if first is not last:
-                    yield (*first, *inside, *last)
-                elif len(first) > 1 or num_kinds == 1:
-                    yield (*first[:-1], *inside, first[-1])
-
-
 def _lanes(most: int) -> list[int]:
     return [lanes for lanes in range(1, most + 1) if lanes <= 8 or lanes.bit_count() == 1 or lanes > most - 3]  # noqa: PLR2004 see `settings`
-
-
-def _selections(kinds: Sequence[Sequence[str]], size: int) -> Iterator[Order]:
-    """Ordered selections of `size` devices; of each kind, devices are taken in the order given."""
-    if size == 0:
-        yield ()
-        return
-    for number, kind in enumerate(kinds):
-        if kind:
-            left = [*kinds[:number], kind[1:], *kinds[number + 1 :]]
-            for rest in _selections(left, size - 1):
-                yield (kind[0], *rest)

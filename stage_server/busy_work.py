@@ -17,14 +17,13 @@ _NUM_SEQUENCES, _PAST_TOKENS = 4, 48
 
 
 def busy_work(loader: ModelLoader, device: ComputeDevice) -> Iterator[int]:
-    """Decodes without end; yields how often it has been through as many layers as no cache holds.
+    """Decodes without end; yields how often it has been through its layers.
 
     Args:
         loader: Of the model.
         device: Where to compute.
     """
-    source = loader.source.layer(0).as_floats()
-    stack = LayerStack(lambda: loader.build_layer(source, EXACT), loader.spec, device)
+    stack = _stack(loader, device)
     past_tokens = min(_PAST_TOKENS, loader.spec.max_positions - 1)
     cache = stack.caches(_NUM_SEQUENCES, past_tokens + 1, is_int8=False)
     encoding = PositionEncoding(loader.spec, device.torch_device, device.compute_dtype)
@@ -35,3 +34,8 @@ def busy_work(loader: ModelLoader, device: ComputeDevice) -> Iterator[int]:
     for num_done in count(1):
         next(runs).forward(hidden, positions)
         yield num_done
+
+
+def _stack(loader: ModelLoader, device: ComputeDevice) -> LayerStack:
+    source = loader.source.layer(0).as_floats()  # not needed any longer than that
+    return LayerStack(lambda: loader.build_layer(source, EXACT), loader.spec, device)

@@ -89,9 +89,19 @@ class Deployment:
         return self._worker.has_room
 
     def warm_up(self) -> None:
-        """Computes before any frame has come; call it on the compute thread."""
+        """Computes before any frame has come; call it on the compute thread.
+
+        Raises:
+            InternalError: A kernel failed.
+        """
         max_rows = min(self.load.max_frame_tokens, self._cache.max_tokens)
-        warm_up(self._weights, self._run_of_layers, self._decoder.hidden_size, max_rows, self._device)
+        try:
+            warm_up(self._weights, self._run_of_layers, self._decoder.hidden_size, max_rows, self._device)
+        except Exception as error:
+            log.exception("warm_up.failed", deployment_id=self.load.deployment_id)
+            raise self._failed_to_compute(error) from error
+        self._cache.clear(0)
+        self._computed_until_ns = time.perf_counter_ns()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -138,10 +148,10 @@ class Deployment:
             self._fail(cast("MeshError", _first(group)))
         except* Exception as group:  # a failing kernel must reach the coordinator, not vanish in a task
             log.exception("deployment.failed", deployment_id=self.load.deployment_id)
-            cause = _first(group)
-            self._fail(
-                InternalError(f"Stage {self.load.stage} failed to compute: {type(cause).__name__}; see its log."),
-            )
+            self._fail(self._failed_to_compute(_first(group)))
+
+    def _failed_to_compute(self, cause: BaseException) -> InternalError:
+        return InternalError(f"Stage {self.load.stage} failed to compute: {type(cause).__name__}; see its log.")
 
     async def _forward(self, next_stage: ForwardStream) -> None:
         while True:

@@ -97,11 +97,17 @@ class KvCache:
         heads = torch.zeros(*shape, head_dim, dtype=torch.int8 if is_int8 else dtype, device=device)
         scales = torch.zeros(shape if is_int8 else 0, device=device)
         self.memory_bytes = heads.nbytes + scales.nbytes
+        self._slots = (heads, scales) if is_int8 else (heads,)
         self.layers: tuple[LayerCache, ...] = (
             tuple(Int8LayerCache(*layer, dtype) for layer in zip(heads, scales, strict=True))
             if is_int8
             else tuple(FloatLayerCache(*layer) for layer in heads)
         )
+
+    def clear(self, slot: int) -> None:
+        """Forgets all tokens of a slot."""
+        for numbers in self._slots:
+            numbers[:, :, slot].zero_()
 
 
 def _put(cached: torch.Tensor, layout: BatchLayout, new: torch.Tensor) -> None:

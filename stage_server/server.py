@@ -60,7 +60,7 @@ async def _serve(config: StageConfig, stage: Stage, address: str, stopped: Corou
             device_id=stage.device_id,
             address=address,
             description=to_message(stage.device.description, plan_pb2.DeviceDescription),
-            cores=config.cores,
+            cores=config.cores if config.device == "cpu" else (),
         )
         waiting.add(asyncio.ensure_future(keep_registered(config.coordinator, registration)))
     done, pending = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

@@ -1,6 +1,7 @@
 """The state of one stage server: what it holds, and the one thread that computes."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -50,6 +51,8 @@ T = TypeVar("T")
 
 #: After so long, whoever waits for a step of a load is told what is being done.
 _TICK_S = 1.0
+#: A stage is kept busy no longer, should the one who asked for it have vanished without a word.
+_MAX_BUSY_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -131,9 +134,9 @@ class Stage:
             request = replace(request, schemes=schemes)
             kept = await asyncio.to_thread(KeptProfile, self.device, request)
             known = None if request.is_fresh else kept.load()
-            if known is not None:
-                for point in known:
-                    yield point, len(known)
+            if known is not None or request.only_kept:
+                for point in known or ():
+                    yield point, len(known or ())
                 return
             loader = await self._on_thread(self._open, request.model)
             profiler = LayerProfiler(loader, self.device, request)
@@ -150,10 +153,16 @@ class Stage:
         Raises:
             NotFoundError, InvalidInputError, PreconditionError: As StageService.KeepBusy says.
         """
+        if self._changing.locked():  # whoever holds it may wait for this very call to end
+            raise self._is_busy_error()
         async with self._analysing((EXACT.scheme,), EXACT.group_size):
+            ends_at = time.monotonic() + _MAX_BUSY_S
             loader = await self._on_thread(self._open, model)
             async for num_done in self._iterate(busy_work(loader, self.device)):
                 yield num_done
+                if time.monotonic() > ends_at:
+                    break
+            give_back_free_memory()
 
     async def rate(self, request: RatingRequest) -> AsyncIterator[RatingProgress]:
         """Rates the layers of a model.
@@ -176,7 +185,8 @@ class Stage:
         await self._end_deployment()
         files = await asyncio.to_thread(ModelFiles.locate, load.model)
         key = weights_key(load, files.fingerprint)
-        if self._held is None or self._held.key != key:
+        is_new = self._held is None or self._held.key != key
+        if is_new:
             self._release_weights()
             async for progress in self._load_weights(load, key):
                 yield progress
@@ -185,13 +195,6 @@ class Stage:
         what = f"Temporaries of stage {load.stage}"
         workspace = expected.workspace_bytes
         await self._on_thread(require_memory, self.device_id, what, workspace, self.device.torch_device)
-        self.memory = replace(
-            self.memory,
-            layer_bytes=held.weights.layer_bytes,
-            embedding_head_bytes=held.weights.embedding_head_bytes,
-            kv_bytes=cache.memory_bytes,
-            workspace_bytes=expected.workspace_bytes,
-        )
         deployment = Deployment(
             load=load,
             decoder=held.decoder,
@@ -200,7 +203,15 @@ class Stage:
             device=self.device,
             executor=self._executor,
         )
-        await self._on_thread(deployment.warm_up)
+        if is_new:
+            await self._on_thread(deployment.warm_up)
+        self.memory = replace(
+            self.memory,
+            layer_bytes=held.weights.layer_bytes,
+            embedding_head_bytes=held.weights.embedding_head_bytes,
+            kv_bytes=cache.memory_bytes,
+            workspace_bytes=expected.workspace_bytes,
+        )
         await self._deployed.enter_async_context(deployment.running())
         self.deployment = deployment
         log.info(
@@ -265,13 +276,16 @@ class Stage:
         self._require_runnable(chosen)
         check_group_size(group_size)
         if self.deployment is not None and self.deployment.is_busy:
-            raise PreconditionError(
-                f"Stage server {self.device_id} is computing; measure when its batch has ended.",
-                reason="STAGE_BUSY",
-                subject=self.device_id,
-            )
+            raise self._is_busy_error()
         async with self._changing:
             yield chosen
+
+    def _is_busy_error(self) -> PreconditionError:
+        return PreconditionError(
+            f"Stage server {self.device_id} is computing; measure when its batch has ended.",
+            reason="STAGE_BUSY",
+            subject=self.device_id,
+        )
 
     def _require_runnable(self, schemes: tuple[str, ...]) -> None:
         for scheme in schemes:

@@ -1,7 +1,7 @@
-"""What a deployment computes before its first frame, while other stages still load.
+"""What a deployment of new weights computes before its first frame, while other stages still load.
 
-Memory is touched, GPU kernels are compiled and code is read from disk on first use: none of it is to happen in a frame
-that all stages wait for. Nothing is left of it, for a slot is read no further than it has been written since.
+Weights are touched, GPU kernels are compiled and code is read from disk on first use: as little of it as can be is to
+happen in frames, for which all stages wait.
 """
 
 import torch
@@ -11,12 +11,12 @@ from stage_server.layer_run import LayerRun
 from stage_server.layout import BatchLayout
 from stage_server.model_slice import ModelSlice
 
-#: Rows of the prefill micro-batch: enough for the kernels of many rows, and soon computed on any device.
+#: Rows of the prefill micro-batch: enough for the kernels of many rows, and far fewer than frames have.
 _PREFILL_ROWS = 32
 
 
 def warm_up(weights: ModelSlice, run: LayerRun, hidden_size: int, max_rows: int, device: ComputeDevice) -> None:
-    """Takes made-up tokens of one sequence through a slice in both phases.
+    """Takes made-up tokens of one sequence through a slice in both phases; they are left in the first slot.
 
     Args:
         weights: The slice.

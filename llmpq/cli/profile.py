@@ -33,7 +33,9 @@ def profile(
     """Measure how fast each device runs a model's layers, and the links.
 
     Planning does this by itself where it was not done. What was measured is
-    kept by the coordinator, for each kind of device and shape of model.
+    kept by the coordinator, for each kind of device and shape of model, and
+    all of it is shown. CPUs held to cores are measured while the others of
+    their host compute.
 
     [bold]Examples[/bold]
 

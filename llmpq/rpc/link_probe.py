@@ -16,7 +16,7 @@ PROBE_DEPLOYMENT = "llmpq.link-probe"
 #: Bytes of the payloads, from a token to a prefill micro-batch.
 _PAYLOAD_BYTES = (4, 2**14, 2**17, 2**19, 2**20)
 _NUM_RUNS = 7
-#: Time between two of them. Frames follow one another like this, and meanwhile a device that computes takes the caches.
+#: Time between two of them. Frames of a run follow one another like this, and what computes meanwhile takes the caches.
 _PAUSE_S = 0.005
 
 

@@ -25,49 +25,49 @@ _sym_db = _symbol_database.Default()
 from llmpq.v1 import plan_pb2 as llmpq_dot_v1_dot_plan__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cllmpq/v1/stage_service.proto\x12\x08llmpq.v1\x1a\x13llmpq/v1/plan.proto\"\x17\n\x15\x44\x65scribeDeviceRequest\"]\n\x16\x44\x65scribeDeviceResponse\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x30\n\x0b\x64\x65scription\x18\x02 \x01(\x0b\x32\x1b.llmpq.v1.DeviceDescription\"\x90\x01\n\x14ProfileLayersRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07schemes\x18\x02 \x03(\t\x12\x12\n\ngroup_size\x18\x03 \x01(\r\x12\x10\n\x08is_fresh\x18\x04 \x01(\x08\x12\x19\n\x11has_int8_kv_cache\x18\x05 \x01(\x08\x12\x17\n\x0f\x62usy_neighbours\x18\x06 \x01(\r\"i\n\x15ProfileLayersResponse\x12%\n\x05point\x18\x01 \x01(\x0b\x32\x16.llmpq.v1.LatencyPoint\x12\x13\n\x0bpoints_done\x18\x02 \x01(\r\x12\x14\n\x0cpoints_total\x18\x03 \x01(\r\" \n\x0fKeepBusyRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x12\n\x10KeepBusyResponse\"\xb2\x01\n\x19MeasureSensitivityRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07schemes\x18\x02 \x03(\t\x12\x12\n\ngroup_size\x18\x03 \x01(\r\x12(\n\x07samples\x18\x04 \x03(\x0b\x32\x17.llmpq.v1.TokenSequence\x12\x11\n\tindicator\x18\x05 \x01(\t\x12$\n\x08rounding\x18\x06 \x01(\x0b\x32\x12.llmpq.v1.Rounding\"\"\n\rTokenSequence\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"x\n\x1aMeasureSensitivityResponse\x12\x31\n\rsensitivities\x18\x01 \x03(\x0b\x32\x1a.llmpq.v1.LayerSensitivity\x12\x12\n\nsteps_done\x18\x02 \x01(\r\x12\x13\n\x0bsteps_total\x18\x03 \x01(\r\"\x96\x03\n\x10LoadStageRequest\x12\x15\n\rdeployment_id\x18\x01 \x01(\t\x12\x11\n\tplan_hash\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\r\n\x05stage\x18\x04 \x01(\r\x12\x12\n\nnum_stages\x18\x05 \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\x06 \x01(\r\x12(\n\x06layers\x18\x07 \x03(\x0b\x32\x18.llmpq.v1.LayerPrecision\x12\x11\n\tnum_slots\x18\x08 \x01(\r\x12\x1b\n\x13max_sequence_tokens\x18\t \x01(\r\x12\x18\n\x10max_frame_tokens\x18\n \x01(\r\x12\x14\n\x0cnext_address\x18\x0b \x01(\t\x12$\n\x08rounding\x18\x0c \x01(\x0b\x32\x12.llmpq.v1.Rounding\x12(\n\x07samples\x18\r \x03(\x0b\x32\x17.llmpq.v1.TokenSequence\x12\x19\n\x11has_int8_kv_cache\x18\x0e \x01(\x08\x12\x1c\n\x14has_int8_activations\x18\x0f \x01(\x08\"w\n\x11LoadStageResponse\x12\x13\n\x0blayers_done\x18\x01 \x01(\r\x12\x14\n\x0clayers_total\x18\x02 \x01(\r\x12%\n\x06memory\x18\x03 \x01(\x0b\x32\x15.llmpq.v1.StageMemory\x12\x10\n\x08\x61\x63tivity\x18\x04 \x01(\t\"\x14\n\x12UnloadStageRequest\"\x15\n\x13UnloadStageResponse\"\x11\n\x0fGetStageRequest\"\xfe\x01\n\x10GetStageResponse\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.llmpq.v1.StageState\x12\x15\n\rdeployment_id\x18\x02 \x01(\t\x12\x11\n\tplan_hash\x18\x03 \x01(\t\x12%\n\x06memory\x18\x04 \x01(\x0b\x32\x15.llmpq.v1.StageMemory\x12\x0e\n\x06\x66rames\x18\x05 \x01(\x04\x12\x12\n\nprefill_ns\x18\x06 \x01(\x04\x12\x11\n\tdecode_ns\x18\x07 \x01(\x04\x12\x0f\n\x07idle_ns\x18\x08 \x01(\x04\x12\x15\n\rprocess_bytes\x18\t \x01(\x04\x12\x15\n\rruntime_bytes\x18\n \x01(\x04\"%\n\x12MeasureLinkRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\":\n\x13MeasureLinkResponse\x12#\n\x04link\x18\x01 \x01(\x0b\x32\x15.llmpq.v1.LinkProfile*\x88\x01\n\nStageState\x12\x1b\n\x17STAGE_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11STAGE_STATE_EMPTY\x10\x01\x12\x17\n\x13STAGE_STATE_LOADING\x10\x02\x12\x15\n\x11STAGE_STATE_READY\x10\x03\x12\x16\n\x12STAGE_STATE_FAILED\x10\x04\x32\x82\x05\n\x0cStageService\x12S\n\x0e\x44\x65scribeDevice\x12\x1f.llmpq.v1.DescribeDeviceRequest\x1a .llmpq.v1.DescribeDeviceResponse\x12R\n\rProfileLayers\x12\x1e.llmpq.v1.ProfileLayersRequest\x1a\x1f.llmpq.v1.ProfileLayersResponse0\x01\x12\x43\n\x08KeepBusy\x12\x19.llmpq.v1.KeepBusyRequest\x1a\x1a.llmpq.v1.KeepBusyResponse0\x01\x12\x61\n\x12MeasureSensitivity\x12#.llmpq.v1.MeasureSensitivityRequest\x1a$.llmpq.v1.MeasureSensitivityResponse0\x01\x12\x46\n\tLoadStage\x12\x1a.llmpq.v1.LoadStageRequest\x1a\x1b.llmpq.v1.LoadStageResponse0\x01\x12J\n\x0bUnloadStage\x12\x1c.llmpq.v1.UnloadStageRequest\x1a\x1d.llmpq.v1.UnloadStageResponse\x12\x41\n\x08GetStage\x12\x19.llmpq.v1.GetStageRequest\x1a\x1a.llmpq.v1.GetStageResponse\x12J\n\x0bMeasureLink\x12\x1c.llmpq.v1.MeasureLinkRequest\x1a\x1d.llmpq.v1.MeasureLinkResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cllmpq/v1/stage_service.proto\x12\x08llmpq.v1\x1a\x13llmpq/v1/plan.proto\"\x17\n\x15\x44\x65scribeDeviceRequest\"]\n\x16\x44\x65scribeDeviceResponse\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x30\n\x0b\x64\x65scription\x18\x02 \x01(\x0b\x32\x1b.llmpq.v1.DeviceDescription\"\xa3\x01\n\x14ProfileLayersRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07schemes\x18\x02 \x03(\t\x12\x12\n\ngroup_size\x18\x03 \x01(\r\x12\x10\n\x08is_fresh\x18\x04 \x01(\x08\x12\x19\n\x11has_int8_kv_cache\x18\x05 \x01(\x08\x12\x17\n\x0f\x62usy_neighbours\x18\x06 \x01(\r\x12\x11\n\tonly_kept\x18\x07 \x01(\x08\"i\n\x15ProfileLayersResponse\x12%\n\x05point\x18\x01 \x01(\x0b\x32\x16.llmpq.v1.LatencyPoint\x12\x13\n\x0bpoints_done\x18\x02 \x01(\r\x12\x14\n\x0cpoints_total\x18\x03 \x01(\r\" \n\x0fKeepBusyRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x12\n\x10KeepBusyResponse\"\xb2\x01\n\x19MeasureSensitivityRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07schemes\x18\x02 \x03(\t\x12\x12\n\ngroup_size\x18\x03 \x01(\r\x12(\n\x07samples\x18\x04 \x03(\x0b\x32\x17.llmpq.v1.TokenSequence\x12\x11\n\tindicator\x18\x05 \x01(\t\x12$\n\x08rounding\x18\x06 \x01(\x0b\x32\x12.llmpq.v1.Rounding\"\"\n\rTokenSequence\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"x\n\x1aMeasureSensitivityResponse\x12\x31\n\rsensitivities\x18\x01 \x03(\x0b\x32\x1a.llmpq.v1.LayerSensitivity\x12\x12\n\nsteps_done\x18\x02 \x01(\r\x12\x13\n\x0bsteps_total\x18\x03 \x01(\r\"\x96\x03\n\x10LoadStageRequest\x12\x15\n\rdeployment_id\x18\x01 \x01(\t\x12\x11\n\tplan_hash\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\r\n\x05stage\x18\x04 \x01(\r\x12\x12\n\nnum_stages\x18\x05 \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\x06 \x01(\r\x12(\n\x06layers\x18\x07 \x03(\x0b\x32\x18.llmpq.v1.LayerPrecision\x12\x11\n\tnum_slots\x18\x08 \x01(\r\x12\x1b\n\x13max_sequence_tokens\x18\t \x01(\r\x12\x18\n\x10max_frame_tokens\x18\n \x01(\r\x12\x14\n\x0cnext_address\x18\x0b \x01(\t\x12$\n\x08rounding\x18\x0c \x01(\x0b\x32\x12.llmpq.v1.Rounding\x12(\n\x07samples\x18\r \x03(\x0b\x32\x17.llmpq.v1.TokenSequence\x12\x19\n\x11has_int8_kv_cache\x18\x0e \x01(\x08\x12\x1c\n\x14has_int8_activations\x18\x0f \x01(\x08\"w\n\x11LoadStageResponse\x12\x13\n\x0blayers_done\x18\x01 \x01(\r\x12\x14\n\x0clayers_total\x18\x02 \x01(\r\x12%\n\x06memory\x18\x03 \x01(\x0b\x32\x15.llmpq.v1.StageMemory\x12\x10\n\x08\x61\x63tivity\x18\x04 \x01(\t\"\x14\n\x12UnloadStageRequest\"\x15\n\x13UnloadStageResponse\"\x11\n\x0fGetStageRequest\"\xfe\x01\n\x10GetStageResponse\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.llmpq.v1.StageState\x12\x15\n\rdeployment_id\x18\x02 \x01(\t\x12\x11\n\tplan_hash\x18\x03 \x01(\t\x12%\n\x06memory\x18\x04 \x01(\x0b\x32\x15.llmpq.v1.StageMemory\x12\x0e\n\x06\x66rames\x18\x05 \x01(\x04\x12\x12\n\nprefill_ns\x18\x06 \x01(\x04\x12\x11\n\tdecode_ns\x18\x07 \x01(\x04\x12\x0f\n\x07idle_ns\x18\x08 \x01(\x04\x12\x15\n\rprocess_bytes\x18\t \x01(\x04\x12\x15\n\rruntime_bytes\x18\n \x01(\x04\"%\n\x12MeasureLinkRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\":\n\x13MeasureLinkResponse\x12#\n\x04link\x18\x01 \x01(\x0b\x32\x15.llmpq.v1.LinkProfile*\x88\x01\n\nStageState\x12\x1b\n\x17STAGE_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11STAGE_STATE_EMPTY\x10\x01\x12\x17\n\x13STAGE_STATE_LOADING\x10\x02\x12\x15\n\x11STAGE_STATE_READY\x10\x03\x12\x16\n\x12STAGE_STATE_FAILED\x10\x04\x32\x82\x05\n\x0cStageService\x12S\n\x0e\x44\x65scribeDevice\x12\x1f.llmpq.v1.DescribeDeviceRequest\x1a .llmpq.v1.DescribeDeviceResponse\x12R\n\rProfileLayers\x12\x1e.llmpq.v1.ProfileLayersRequest\x1a\x1f.llmpq.v1.ProfileLayersResponse0\x01\x12\x43\n\x08KeepBusy\x12\x19.llmpq.v1.KeepBusyRequest\x1a\x1a.llmpq.v1.KeepBusyResponse0\x01\x12\x61\n\x12MeasureSensitivity\x12#.llmpq.v1.MeasureSensitivityRequest\x1a$.llmpq.v1.MeasureSensitivityResponse0\x01\x12\x46\n\tLoadStage\x12\x1a.llmpq.v1.LoadStageRequest\x1a\x1b.llmpq.v1.LoadStageResponse0\x01\x12J\n\x0bUnloadStage\x12\x1c.llmpq.v1.UnloadStageRequest\x1a\x1d.llmpq.v1.UnloadStageResponse\x12\x41\n\x08GetStage\x12\x19.llmpq.v1.GetStageRequest\x1a\x1a.llmpq.v1.GetStageResponse\x12J\n\x0bMeasureLink\x12\x1c.llmpq.v1.MeasureLinkRequest\x1a\x1d.llmpq.v1.MeasureLinkResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llmpq.v1.stage_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STAGESTATE']._serialized_start=1781
-  _globals['_STAGESTATE']._serialized_end=1917
+  _globals['_STAGESTATE']._serialized_start=1800
+  _globals['_STAGESTATE']._serialized_end=1936
   _globals['_DESCRIBEDEVICEREQUEST']._serialized_start=63
   _globals['_DESCRIBEDEVICEREQUEST']._serialized_end=86
   _globals['_DESCRIBEDEVICERESPONSE']._serialized_start=88
   _globals['_DESCRIBEDEVICERESPONSE']._serialized_end=181
   _globals['_PROFILELAYERSREQUEST']._serialized_start=184
-  _globals['_PROFILELAYERSREQUEST']._serialized_end=328
-  _globals['_PROFILELAYERSRESPONSE']._serialized_start=330
-  _globals['_PROFILELAYERSRESPONSE']._serialized_end=435
-  _globals['_KEEPBUSYREQUEST']._serialized_start=437
-  _globals['_KEEPBUSYREQUEST']._serialized_end=469
-  _globals['_KEEPBUSYRESPONSE']._serialized_start=471
-  _globals['_KEEPBUSYRESPONSE']._serialized_end=489
-  _globals['_MEASURESENSITIVITYREQUEST']._serialized_start=492
-  _globals['_MEASURESENSITIVITYREQUEST']._serialized_end=670
-  _globals['_TOKENSEQUENCE']._serialized_start=672
-  _globals['_TOKENSEQUENCE']._serialized_end=706
-  _globals['_MEASURESENSITIVITYRESPONSE']._serialized_start=708
-  _globals['_MEASURESENSITIVITYRESPONSE']._serialized_end=828
-  _globals['_LOADSTAGEREQUEST']._serialized_start=831
-  _globals['_LOADSTAGEREQUEST']._serialized_end=1237
-  _globals['_LOADSTAGERESPONSE']._serialized_start=1239
-  _globals['_LOADSTAGERESPONSE']._serialized_end=1358
-  _globals['_UNLOADSTAGEREQUEST']._serialized_start=1360
-  _globals['_UNLOADSTAGEREQUEST']._serialized_end=1380
-  _globals['_UNLOADSTAGERESPONSE']._serialized_start=1382
-  _globals['_UNLOADSTAGERESPONSE']._serialized_end=1403
-  _globals['_GETSTAGEREQUEST']._serialized_start=1405
-  _globals['_GETSTAGEREQUEST']._serialized_end=1422
-  _globals['_GETSTAGERESPONSE']._serialized_start=1425
-  _globals['_GETSTAGERESPONSE']._serialized_end=1679
-  _globals['_MEASURELINKREQUEST']._serialized_start=1681
-  _globals['_MEASURELINKREQUEST']._serialized_end=1718
-  _globals['_MEASURELINKRESPONSE']._serialized_start=1720
-  _globals['_MEASURELINKRESPONSE']._serialized_end=1778
-  _globals['_STAGESERVICE']._serialized_start=1920
-  _globals['_STAGESERVICE']._serialized_end=2562
+  _globals['_PROFILELAYERSREQUEST']._serialized_end=347
+  _globals['_PROFILELAYERSRESPONSE']._serialized_start=349
+  _globals['_PROFILELAYERSRESPONSE']._serialized_end=454
+  _globals['_KEEPBUSYREQUEST']._serialized_start=456
+  _globals['_KEEPBUSYREQUEST']._serialized_end=488
+  _globals['_KEEPBUSYRESPONSE']._serialized_start=490
+  _globals['_KEEPBUSYRESPONSE']._serialized_end=508
+  _globals['_MEASURESENSITIVITYREQUEST']._serialized_start=511
+  _globals['_MEASURESENSITIVITYREQUEST']._serialized_end=689
+  _globals['_TOKENSEQUENCE']._serialized_start=691
+  _globals['_TOKENSEQUENCE']._serialized_end=725
+  _globals['_MEASURESENSITIVITYRESPONSE']._serialized_start=727
+  _globals['_MEASURESENSITIVITYRESPONSE']._serialized_end=847
+  _globals['_LOADSTAGEREQUEST']._serialized_start=850
+  _globals['_LOADSTAGEREQUEST']._serialized_end=1256
+  _globals['_LOADSTAGERESPONSE']._serialized_start=1258
+  _globals['_LOADSTAGERESPONSE']._serialized_end=1377
+  _globals['_UNLOADSTAGEREQUEST']._serialized_start=1379
+  _globals['_UNLOADSTAGEREQUEST']._serialized_end=1399
+  _globals['_UNLOADSTAGERESPONSE']._serialized_start=1401
+  _globals['_UNLOADSTAGERESPONSE']._serialized_end=1422
+  _globals['_GETSTAGEREQUEST']._serialized_start=1424
+  _globals['_GETSTAGEREQUEST']._serialized_end=1441
+  _globals['_GETSTAGERESPONSE']._serialized_start=1444
+  _globals['_GETSTAGERESPONSE']._serialized_end=1698
+  _globals['_MEASURELINKREQUEST']._serialized_start=1700
+  _globals['_MEASURELINKREQUEST']._serialized_end=1737
+  _globals['_MEASURELINKRESPONSE']._serialized_start=1739
+  _globals['_MEASURELINKRESPONSE']._serialized_end=1797
+  _globals['_STAGESERVICE']._serialized_start=1939
+  _globals['_STAGESERVICE']._serialized_end=2581
 # @@protoc_insertion_point(module_scope)

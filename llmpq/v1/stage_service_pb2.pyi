@@ -109,6 +109,7 @@ class ProfileLayersRequest(_message.Message):
     IS_FRESH_FIELD_NUMBER: _builtins.int
     HAS_INT8_KV_CACHE_FIELD_NUMBER: _builtins.int
     BUSY_NEIGHBOURS_FIELD_NUMBER: _builtins.int
+    ONLY_KEPT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model to take a layer of: a directory or a .gguf file on this host, or a name on the Hugging Face Hub (`org/name` or
     `org/name@revision`), of which each stage fetches what it needs.
@@ -121,6 +122,8 @@ class ProfileLayersRequest(_message.Message):
     """Measure with keys and values cached as int8."""
     busy_neighbours: _builtins.int
     """Other devices of the host that are kept busy meanwhile. An earlier profile beside another number is not taken."""
+    only_kept: _builtins.bool
+    """Measure nothing: stream what was kept of an earlier profile, or no point at all."""
     @_builtins.property
     def schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Schemes to measure; empty means all that the device can run."""
@@ -134,10 +137,11 @@ class ProfileLayersRequest(_message.Message):
         is_fresh: _builtins.bool = ...,
         has_int8_kv_cache: _builtins.bool = ...,
         busy_neighbours: _builtins.int = ...,
+        only_kept: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_neighbours", b"busy_neighbours", "group_size", b"group_size", "has_int8_kv_cache", b"has_int8_kv_cache", "is_fresh", b"is_fresh", "model", b"model", "schemes", b"schemes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_neighbours", b"busy_neighbours", "group_size", b"group_size", "has_int8_kv_cache", b"has_int8_kv_cache", "is_fresh", b"is_fresh", "model", b"model", "only_kept", b"only_kept", "schemes", b"schemes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,10 +30,11 @@ class StageServiceStub:
     - FAILED_PRECONDITION: a scheme that this device cannot run, or a deployment is loaded and computing.
     """
     KeepBusy: _aio.UnaryStreamMultiCallable[_stage_service_pb2.KeepBusyRequest, _stage_service_pb2.KeepBusyResponse]
-    """Computes layers of the model again and again until the call is cancelled. Devices of a host share its memory, so that
-    one is as fast as in a run only while the others are at work. Streams one message once it is.
+    """Computes layers of the model again and again until the call is cancelled, a quarter of an hour at most, and keeps
+    loads away meanwhile. Devices of a host share its memory, so that one is as fast as in a run only while the others are
+    at work. Streams one message once it is.
 
-    Errors: as ProfileLayers.
+    Errors: as ProfileLayers; FAILED_PRECONDITION also while it loads or measures, for which it does not wait.
     """
     MeasureSensitivity: _aio.UnaryStreamMultiCallable[_stage_service_pb2.MeasureSensitivityRequest, _stage_service_pb2.MeasureSensitivityResponse]
     """Measures what quantizing each layer costs: runs the calibration tokens through the model one layer at a time,
@@ -46,7 +47,8 @@ class StageServiceStub:
     """Makes the stage hold a slice of a model at given precisions and an empty KV cache, and connects it to the next
     stage. Reads only the tensors of its own layers, one layer at a time, quantizing on the way; to calibrate, those of
     the layers before them, too. Weights that are already held at the same precisions are kept. Streams progress; the
-    last message carries the memory really used. Replaces whatever deployment was there.
+    last message carries the memory really used. Replaces whatever deployment was there. New weights are taken through a few
+    made-up tokens before; nothing of these stays in the cache.
 
     Errors:
     - NOT_FOUND: no such model on this host or on the Hub, or a tensor is missing (the message names it).
@@ -103,10 +105,11 @@ class StageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _stage_service_pb2.KeepBusyRequest,
         context: _aio.ServicerContext[_stage_service_pb2.KeepBusyRequest, _abc.AsyncIterator[_stage_service_pb2.KeepBusyResponse]],
     ) -> _abc.AsyncIterator[_stage_service_pb2.KeepBusyResponse]:
-        """Computes layers of the model again and again until the call is cancelled. Devices of a host share its memory, so that
-        one is as fast as in a run only while the others are at work. Streams one message once it is.
+        """Computes layers of the model again and again until the call is cancelled, a quarter of an hour at most, and keeps
+        loads away meanwhile. Devices of a host share its memory, so that one is as fast as in a run only while the others are
+        at work. Streams one message once it is.
 
-        Errors: as ProfileLayers.
+        Errors: as ProfileLayers; FAILED_PRECONDITION also while it loads or measures, for which it does not wait.
         """
 
     @_abc_1.abstractmethod
@@ -131,7 +134,8 @@ class StageServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes the stage hold a slice of a model at given precisions and an empty KV cache, and connects it to the next
         stage. Reads only the tensors of its own layers, one layer at a time, quantizing on the way; to calibrate, those of
         the layers before them, too. Weights that are already held at the same precisions are kept. Streams progress; the
-        last message carries the memory really used. Replaces whatever deployment was there.
+        last message carries the memory really used. Replaces whatever deployment was there. New weights are taken through a few
+        made-up tokens before; nothing of these stays in the cache.
 
         Errors:
         - NOT_FOUND: no such model on this host or on the Hub, or a tensor is missing (the message names it).

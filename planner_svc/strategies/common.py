@@ -6,8 +6,9 @@ from llmpq.errors import DoesNotFitError, PreconditionError
 from llmpq.plan import Plan
 from llmpq.schemes import SCHEMES
 from planner_svc.milp import Assignment
+from planner_svc.orders import Order
 from planner_svc.schedule import Setting
-from planner_svc.space import Candidate, Order, SearchSpace
+from planner_svc.space import Candidate, SearchSpace
 
 #: Assignments at one precision (given scheme by scheme, layer by layer) that a strategy would try for a candidate.
 Propose = Callable[[Candidate, tuple[str, ...]], Iterable[Assignment]]

@@ -28,7 +28,5 @@ def pipeedge(space: SearchSpace, _deadline: float, _on_progress: OnProgress) -> 
             if split is not None:
                 yield split
 
-    candidates = [
-        Candidate(order, setting) for order in space.orders() for setting in one_micro_batch_size(space, order)
-    ]
+    candidates = [Candidate(order, setting) for order in space.orders for setting in one_micro_batch_size(space, order)]
     return most_exact_plan(space, "pipeedge", candidates, propose)

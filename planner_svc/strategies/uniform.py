@@ -6,8 +6,9 @@ from itertools import pairwise
 from typing import TypeVar
 
 from llmpq.plan import Plan
+from planner_svc.orders import Order
 from planner_svc.search import OnProgress
-from planner_svc.space import Candidate, Order, SearchSpace
+from planner_svc.space import Candidate, SearchSpace
 from planner_svc.strategies.common import all_devices, most_exact_plan, numbers
 
 T = TypeVar("T")

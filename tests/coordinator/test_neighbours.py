@@ -58,3 +58,13 @@ async def test_a_neighbour_that_cannot_be_kept_busy_is_left_alone(bench: Bench) 
             stage.busy_error = PreconditionError("It computes.", reason="STAGE_BUSY", subject=name)
         profiles = await bench.client.profile_devices(bench.model)
     assert all(profile.points for profile in profiles)
+
+
+async def test_two_who_measure_at_once_take_turns(bench: Bench) -> None:
+    """Each keeps the other's device busy: without turns both would wait for ever."""
+    async with bench.running():
+        for core, name in enumerate(("a", "b", "c")):
+            await bench.add_stage(name, cores=(core,), cpu_class=f"class {core}")
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(bench.client.profile_devices(bench.model, is_fresh=True) for _ in range(3)))
+    assert [stage.num_profiled for stage in bench.stages.values()] == [3, 3, 3]

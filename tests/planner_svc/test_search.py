@@ -11,8 +11,9 @@ from planner_svc import segment_losses
 from planner_svc.cost import CostModel
 from planner_svc.counts import counts_bound_s
 from planner_svc.milp import AssignmentModel
+from planner_svc.orders import MAX_ORDERS
 from planner_svc.search import Search
-from planner_svc.space import MAX_CANDIDATES, MAX_ORDERS, SearchSpace
+from planner_svc.space import MAX_CANDIDATES, SearchSpace
 from tests.planner_svc.devices import affine_law, device
 
 NO_DEADLINE = float("inf")
@@ -79,7 +80,7 @@ def test_bounds_of_all_candidates_hold(problem: PlanningProblem) -> None:
 def test_orders_are_all_selections_of_unlike_devices(problem: PlanningProblem) -> None:
     """Orders are the arrangements of every non-empty selection, with equal devices interchangeable."""
     devices = (device("a", affine_law()), device("b", affine_law()), device("c", affine_law(2.0)))
-    orders = list(space_of(replace(problem, devices=devices)).orders())
+    orders = space_of(replace(problem, devices=devices)).orders
     of_three = {("a", "b", "c"), ("a", "c", "b"), ("c", "a", "b")}
     assert set(orders) == of_three | {("a", "b"), ("a", "c"), ("c", "a"), ("a",), ("c",)}
     assert len(orders) == len(set(orders))
@@ -95,15 +96,15 @@ def test_many_devices_are_enumerated_in_bounded_time(problem: PlanningProblem) -
     space = space_of(replace(problem, devices=devices, shape=shape))
     assert len(space.candidates) <= MAX_CANDIDATES
     assert len(space.candidates[0].order) == len(devices)
-    for order in space.orders():
+    for order in space.orders:
         changes = sum(int(one[1:]) % 4 != int(other[1:]) % 4 for one, other in pairwise(order))
         assert changes <= len({int(name[1:]) % 4 for name in order})
     ends_and_devices = [
         (int(order[0][1:]) % 4, int(order[-1][1:]) % 4, *sorted(int(name[1:]) % 4 for name in order))
-        for order in space.orders()
+        for order in space.orders
     ]
     assert len(ends_and_devices) == len(set(ends_and_devices))
-    assert any(len(order) == 4 for order in space.orders())
+    assert any(len(order) == 4 for order in space.orders)
 
 
 def test_no_pipeline_is_longer_than_the_model(problem: PlanningProblem) -> None:
@@ -116,7 +117,7 @@ def test_many_unlike_devices_have_few_orders(problem: PlanningProblem) -> None:
     """Two dozen devices of which no two are alike have millions of orders even with kinds together: few are tried."""
     devices = tuple(device(f"d{n}", affine_law(1.0 + n / 30)) for n in range(24))
     shape = replace(problem.shape, num_layers=40)
-    orders = list(space_of(replace(problem, devices=devices, shape=shape, sensitivities=())).orders())
+    orders = space_of(replace(problem, devices=devices, shape=shape, sensitivities=())).orders
     assert 0 < len(orders) <= MAX_ORDERS
     assert all(len(set(order)) == len(order) for order in orders)
 
@@ -125,7 +126,7 @@ def test_device_without_allowed_schemes_is_left_out(problem: PlanningProblem) ->
     """A device that can run none of the allowed schemes is in no order."""
     devices = (problem.devices[0], device("old", affine_law(), schemes=("w16",)))
     options = replace(problem.options, allowed_schemes=("w8a8",))
-    assert list(space_of(replace(problem, devices=devices, options=options)).orders()) == [("fast",)]
+    assert space_of(replace(problem, devices=devices, options=options)).orders == [("fast",)]
 
 
 def test_settings_keep_every_slot_busy_or_save_memory(problem: PlanningProblem) -> None:

@@ -497,6 +497,8 @@ async def test_a_profile_beside_another_number_of_busy_devices_is_measured_again
             ]
             for number in (0, 1, 0)
         ]
+        request = pb.ProfileLayersRequest(model=directory, schemes=["w16"], busy_neighbours=2, only_kept=True)
+        assert [response async for response in stub.ProfileLayers(request)] == []
     alone, beside, again = profiles
     assert beside != alone
     assert again == alone
@@ -506,8 +508,11 @@ async def test_a_stage_is_kept_busy_until_the_call_ends(save_model: SaveModel) -
     """It says once that it is at work, and takes a load when nobody wants it to be any more."""
     directory, _ = save_model("opt")
     async with stage_server() as (address, stage), result_sink() as (sink_address, _), open_channel(address) as channel:
-        call = stage_service_pb2_grpc.StageServiceStub(channel).KeepBusy(pb.KeepBusyRequest(model=directory))
+        stub = stage_service_pb2_grpc.StageServiceStub(channel)
+        call = stub.KeepBusy(pb.KeepBusyRequest(model=directory))
         assert isinstance(await call.read(), pb.KeepBusyResponse)
+        with pytest.raises(PreconditionError, match="is computing"), rpc_errors(address):
+            await stub.KeepBusy(pb.KeepBusyRequest(model=directory)).read()
         loading = asyncio.create_task(load(address, load_request(directory, sink_address)))
         done, _ = await asyncio.wait({loading}, timeout=0.3)
         assert not done

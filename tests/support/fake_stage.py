@@ -118,6 +118,7 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
         self.is_silent = False
         self._coordinator = coordinator
         self._cores = cores
+        self._alone = asyncio.Lock()
         self._slots: dict[int, list[int]] = {}
         self._next: ForwardStream | None = None
         self._deployment = AsyncExitStack()
@@ -162,35 +163,41 @@ class FakeStage(stage_service_pb2_grpc.StageServiceServicer):
 
     async def ProfileLayers(self, request: pb.ProfileLayersRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
         """Every layer takes as long."""
+        if request.only_kept:
+            return
         if self.profile_error:
             raise self.profile_error
         self.num_profiled += 1
-        self.on_profile()
         parts = [(ModelPart.LAYER, scheme) for scheme in request.schemes]
         parts += [(ModelPart.EMBEDDING, ""), (ModelPart.HEAD, "")]
         points = [(part, scheme, phase, count) for part, scheme in parts for phase in Phase for count in (1, 4)]
-        for done, (part, scheme, phase, count) in enumerate(points, start=1):
-            point = plan_pb2.LatencyPoint(
-                part=plan_pb2.ModelPart.Value(part),
-                scheme=scheme,
-                phase=plan_pb2.Phase.Value(phase),
-                num_sequences=count,
-                num_tokens=16 if phase is Phase.PREFILL else 1,
-                past_tokens=0 if phase is Phase.PREFILL else 16,
-                duration_ns=COMPUTE_NS * count,
-            )
-            yield pb.ProfileLayersResponse(point=point, points_done=done, points_total=len(points))
+        async with self._alone:
+            self.on_profile()
+            for done, (part, scheme, phase, count) in enumerate(points, start=1):
+                point = plan_pb2.LatencyPoint(
+                    part=plan_pb2.ModelPart.Value(part),
+                    scheme=scheme,
+                    phase=plan_pb2.Phase.Value(phase),
+                    num_sequences=count,
+                    num_tokens=16 if phase is Phase.PREFILL else 1,
+                    past_tokens=0 if phase is Phase.PREFILL else 16,
+                    duration_ns=COMPUTE_NS * count,
+                )
+                yield pb.ProfileLayersResponse(point=point, points_done=done, points_total=len(points))
 
     async def KeepBusy(self, request: pb.KeepBusyRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
         """Until it is cancelled."""
         if self.busy_error:
             raise self.busy_error
-        self.is_busy = True
-        try:
-            yield pb.KeepBusyResponse()
-            await asyncio.Event().wait()
-        finally:
-            self.is_busy = False
+        if self._alone.locked():
+            raise PreconditionError("It measures.", reason="STAGE_BUSY", subject=self.device_id)
+        async with self._alone:
+            self.is_busy = True
+            try:
+                yield pb.KeepBusyResponse()
+                await asyncio.Event().wait()
+            finally:
+                self.is_busy = False
 
     async def MeasureSensitivity(self, request: pb.MeasureSensitivityRequest, context: Any) -> AsyncIterator[Any]:  # noqa: ARG002, N802
         """The second layer is more sensitive than the first."""
