@@ -66,8 +66,9 @@ def fidelity(
     """Show how well the planner predicts, on work that was never profiled.
 
     Each workload is a random slice of the model at random precisions on one
-    device, with random micro-batches; each run is a whole batch under a
-    random plan. Stages hold nothing afterwards. Measure on idle devices.
+    device, with random micro-batches, while the CPUs on other cores of its
+    host are kept busy; each run is a whole batch under a random plan. Stages
+    hold nothing afterwards. Measure on idle devices.
 
     [bold]Examples[/bold]
 

@@ -259,6 +259,7 @@ class CoordinatorServiceServicer:
         """Says how well the planner predicts: loads random slices of the model on each device, sends random micro-batches that
         were never profiled through them, and compares times and memory with what the planner predicts. Sends progress
         while it works, and each result as it is known. Replaces what the stages hold.
+        Profiles and slices are measured while the CPUs on other cores of the device's host are kept busy.
 
         Errors:
         - As ProfileDevices and StageService.LoadStage.
