@@ -146,7 +146,8 @@ def _subject(sender: Member | None, receiver: Member, busy: Sequence[Member]) ->
     ends = [(device_kind(end.description), sorted(end.cores)) if end else None for end in (sender, receiver)]
     computing = sorted([host_of(member), *sorted(member.cores)] for member in busy)
     code = code_digest(Path(llmpq.__file__))
-    return {"design": _DESIGN, "host": platform.node(), "ends": ends, "computing": computing, "code": code}
+    host = (platform.node(), host_of(receiver))
+    return {"design": _DESIGN, "host": host, "ends": ends, "computing": computing, "code": code}
 
 
 def _mean(links: Sequence[LinkProfile]) -> dict[str, int]:

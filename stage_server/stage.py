@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self, TypeVar, cast
@@ -53,6 +53,8 @@ T = TypeVar("T")
 _TICK_S = 1.0
 #: A stage is kept busy no longer, should the one who asked for it have vanished without a word.
 _MAX_BUSY_S = 900.0
+#: Who asks for that waits no longer for others.
+_BUSY_PATIENCE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -153,16 +155,21 @@ class Stage:
         Raises:
             NotFoundError, InvalidInputError, PreconditionError: As StageService.KeepBusy says.
         """
+        with suppress(TimeoutError):  # a call before this one may just be ending
+            async with asyncio.timeout(_BUSY_PATIENCE_S), self._changing:
+                pass
         if self._changing.locked():  # whoever holds it may wait for this very call to end
             raise self._is_busy_error()
         async with self._analysing((EXACT.scheme,), EXACT.group_size):
             ends_at = time.monotonic() + _MAX_BUSY_S
             loader = await self._on_thread(self._open, model)
-            async for num_done in self._iterate(busy_work(loader, self.device)):
-                yield num_done
-                if time.monotonic() > ends_at:
-                    break
-            give_back_free_memory()
+            try:
+                async for num_done in self._iterate(busy_work(loader, self.device)):
+                    yield num_done
+                    if time.monotonic() > ends_at:
+                        break
+            finally:
+                give_back_free_memory()
 
     async def rate(self, request: RatingRequest) -> AsyncIterator[RatingProgress]:
         """Rates the layers of a model.

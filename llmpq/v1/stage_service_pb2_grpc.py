@@ -108,7 +108,7 @@ class StageServiceServicer:
         loads away meanwhile. Devices of a host share its memory, so that one is as fast as in a run only while the others are
         at work. Streams one message once it is.
 
-        Errors: as ProfileLayers; FAILED_PRECONDITION also while it loads or measures, for which it does not wait.
+        Errors: as ProfileLayers; FAILED_PRECONDITION also while it loads or measures, for which it hardly waits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,7 +34,7 @@ class StageServiceStub:
     loads away meanwhile. Devices of a host share its memory, so that one is as fast as in a run only while the others are
     at work. Streams one message once it is.
 
-    Errors: as ProfileLayers; FAILED_PRECONDITION also while it loads or measures, for which it does not wait.
+    Errors: as ProfileLayers; FAILED_PRECONDITION also while it loads or measures, for which it hardly waits.
     """
     MeasureSensitivity: _aio.UnaryStreamMultiCallable[_stage_service_pb2.MeasureSensitivityRequest, _stage_service_pb2.MeasureSensitivityResponse]
     """Measures what quantizing each layer costs: runs the calibration tokens through the model one layer at a time,
@@ -109,7 +109,7 @@ class StageServiceServicer(metaclass=_abc_1.ABCMeta):
         loads away meanwhile. Devices of a host share its memory, so that one is as fast as in a run only while the others are
         at work. Streams one message once it is.
 
-        Errors: as ProfileLayers; FAILED_PRECONDITION also while it loads or measures, for which it does not wait.
+        Errors: as ProfileLayers; FAILED_PRECONDITION also while it loads or measures, for which it hardly waits.
         """
 
     @_abc_1.abstractmethod
